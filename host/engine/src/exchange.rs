@@ -1,0 +1,90 @@
+//! The seam between the engine and what carries a request.
+//!
+//! The engine decides *who* is asked, *when* and *whether again*; an [`Exchange`] knows *how*. The
+//! engine moves a request and an answer it need not understand.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::call::{Attempt, Degraded, RepeatSafety};
+use crate::detect::Detector;
+use crate::failure::Failure;
+
+/// How a request is sent, and what its answer means.
+pub trait Exchange: Send + Sync {
+    /// What is sent.
+    type Request: Send + Sync;
+    /// What comes back when a target answers, well or badly.
+    type Answer: Send;
+    /// What comes back when none does.
+    type Error: Send;
+
+    /// Sends the request to the attempt's target, once.
+    ///
+    /// The future is dropped when the attempt's time is up or the caller gives up; it must then
+    /// cancel what it can. It must not retry by itself: there is one retry loop.
+    fn send(
+        &self,
+        attempt: &Attempt,
+        request: &Self::Request,
+    ) -> impl Future<Output = Result<Self::Answer, Self::Error>> + Send;
+
+    /// Says whether the outcome of an attempt is a failure, and which.
+    fn classify(&self, outcome: Result<&Self::Answer, &Self::Error>, detector: &Detector) -> Option<Failure>;
+
+    /// The request's arguments as JSON, for strategies that look at them and for the visited set.
+    fn arguments(&self, request: &Self::Request) -> Option<Bytes> {
+        let _ = request;
+        None
+    }
+
+    /// Whether an operation may be repeated. Asked again when a fallback changes the operation; for
+    /// the call's own operation, what the [`Call`](crate::Call) says goes first.
+    fn repeat_safety(&self, operation: &str) -> RepeatSafety {
+        let _ = operation;
+        RepeatSafety::Unsafe
+    }
+
+    /// The same request for another operation.
+    ///
+    /// # Errors
+    /// One sentence that says why it cannot be made; the action is then refused with it.
+    fn redirect(
+        &self,
+        request: &Self::Request,
+        operation: &str,
+        arguments: Option<&str>,
+    ) -> Result<Self::Request, String> {
+        let _ = (request, operation, arguments);
+        Err("this kind of call cannot change its operation".into())
+    }
+
+    /// An answer made of data, marked as what it is.
+    ///
+    /// # Errors
+    /// One sentence that says why it cannot be made; the action is then refused with it.
+    fn compose(&self, request: &Self::Request, body: &[u8], label: &Degraded) -> Result<Self::Answer, String> {
+        let _ = (request, body, label);
+        Err("this kind of call cannot be answered with data".into())
+    }
+
+    /// What to keep of a good answer as the last known good one; `None` keeps nothing. Asked only
+    /// where a cache is configured.
+    fn retain(&self, request: &Self::Request, answer: &Self::Answer) -> Option<Retained> {
+        let _ = (request, answer);
+        None
+    }
+}
+
+/// What is kept of a good answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retained {
+    /// The answer, as JSON.
+    pub body: Bytes,
+    /// Whether other callers may be given it.
+    pub shared: bool,
+    /// How long it may be kept, where the server said so.
+    pub ttl: Option<Duration>,
+}
