@@ -165,7 +165,7 @@ pub fn engine(services: &[&str], strategies: Vec<Entry>) -> Engine {
 }
 
 pub fn build(builder: backstop::EngineBuilder, services: &[&str], strategies: Vec<Entry>) -> Engine {
-    let engine = builder.random(backstop::Random::seeded(1)).build().unwrap();
+    let engine = builder.random(backstop::random::seeded(1)).build().unwrap();
     for (at, name) in services.iter().enumerate() {
         let spec = TargetSpec::service(*name, "g").priority(-(at as i32)).build().unwrap();
         engine.registry().register(spec).unwrap();
