@@ -4,12 +4,17 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod backoff;
+pub mod budget;
 pub mod call;
 pub mod detect;
 mod exchange;
 mod failure;
 mod kind;
+#[cfg(feature = "mcp")]
+pub mod mcp;
 pub mod registry;
+pub mod retry;
 pub mod strategy;
 
 pub use call::{Call, CallError, Outcome};
