@@ -1,0 +1,1 @@
+//! Stock strategy of backstop: end the call with a clean error.

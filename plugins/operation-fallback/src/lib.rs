@@ -1,0 +1,1 @@
+//! Stock strategy of backstop: call another operation.
