@@ -93,28 +93,50 @@ impl Decision {
 
     /// Ask the best other target of the present one's kind.
     pub fn switch() -> Self {
-        Action::SwitchTarget { target: None, target_kind: None }.into()
+        Action::SwitchTarget {
+            target: None,
+            target_kind: None,
+        }
+        .into()
     }
 
     /// Ask the best other target of this kind.
     pub fn switch_to_kind(kind: TargetKind) -> Self {
-        Action::SwitchTarget { target: None, target_kind: Some(kind) }.into()
+        Action::SwitchTarget {
+            target: None,
+            target_kind: Some(kind),
+        }
+        .into()
     }
 
     /// Ask this target.
     pub fn switch_to(target: impl Into<String>) -> Self {
-        Action::SwitchTarget { target: Some(target.into()), target_kind: None }.into()
+        Action::SwitchTarget {
+            target: Some(target.into()),
+            target_kind: None,
+        }
+        .into()
     }
 
     /// Ask for another operation, with the present arguments.
     pub fn call(operation: impl Into<String>) -> Self {
-        Action::CallOperation { operation: operation.into(), arguments: None, target: None }.into()
+        Action::CallOperation {
+            operation: operation.into(),
+            arguments: None,
+            target: None,
+        }
+        .into()
     }
 
     /// Ask for another operation, with these arguments, a JSON object.
     pub fn call_with(operation: impl Into<String>, arguments: &Value) -> Self {
         let arguments = Some(arguments.to_string());
-        Action::CallOperation { operation: operation.into(), arguments, target: None }.into()
+        Action::CallOperation {
+            operation: operation.into(),
+            arguments,
+            target: None,
+        }
+        .into()
     }
 
     /// Answer with the host's last known good answer.
@@ -129,7 +151,10 @@ impl Decision {
 
     /// End the call now, and tell the caller this.
     pub fn fail(message: impl Into<String>) -> Self {
-        Action::Fail { message: Some(message.into()) }.into()
+        Action::Fail {
+            message: Some(message.into()),
+        }
+        .into()
     }
 
     /// Propose nothing.
@@ -146,6 +171,9 @@ impl Decision {
 
 impl From<Action> for Decision {
     fn from(action: Action) -> Self {
-        Self { action, reason: String::new() }
+        Self {
+            action,
+            reason: String::new(),
+        }
     }
 }

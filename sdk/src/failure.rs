@@ -52,7 +52,11 @@ impl Failure {
             kind,
             http_status: None,
             rpc_code: None,
-            traits: Traits { retryable: true, repeatable: true, ..Traits::default() },
+            traits: Traits {
+                retryable: true,
+                repeatable: true,
+                ..Traits::default()
+            },
             retry_after: None,
             attempts: 1,
             retries: 0,

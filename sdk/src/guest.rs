@@ -15,8 +15,8 @@ use bindings::backstop::strategy::types;
 use crate::log::LogLevel;
 use crate::strategy::configured;
 use crate::{
-    Action, AnswerData, Attempt, Decision, Failure, FolderError, Host, Kind, KnownGood, Setup, StateError, Strategy,
-    Target, TargetKind, Traits,
+    Action, AnswerData, Attempt, Decision, Failure, FolderError, Host, Kind, KnownGood, Setup,
+    StateError, Strategy, Target, TargetKind, Traits,
 };
 
 #[allow(missing_docs, unsafe_code, unreachable_pub, clippy::all)]
@@ -65,20 +65,29 @@ impl<E: Exported> bindings::exports::backstop::strategy::policy::Guest for Polic
         for (source, fallback) in setup.routes() {
             wit::routes::declare(source, fallback);
         }
-        E::slot(|slot| slot.set(strategy)).map_err(|_| "the instance is configured already".to_owned())
+        E::slot(|slot| slot.set(strategy))
+            .map_err(|_| "the instance is configured already".to_owned())
     }
 
     fn condition(failure: types::Failure) -> bool {
         log_panics();
         let failure = failure.into();
         // The host configures every instance first; one it did not configure applies to nothing.
-        E::slot(|slot| slot.get().is_some_and(|strategy| strategy.condition(&failure, &Sandbox)))
+        E::slot(|slot| {
+            slot.get()
+                .is_some_and(|strategy| strategy.condition(&failure, &Sandbox))
+        })
     }
 
     fn action(failure: types::Failure) -> types::Decision {
         log_panics();
         let failure = failure.into();
-        E::slot(|slot| slot.get().map_or_else(Decision::decline, |strategy| strategy.action(&failure, &Sandbox))).into()
+        E::slot(|slot| {
+            slot.get().map_or_else(Decision::decline, |strategy| {
+                strategy.action(&failure, &Sandbox)
+            })
+        })
+        .into()
     }
 }
 
@@ -130,14 +139,25 @@ impl From<types::Failure> for Failure {
 impl From<Decision> for types::Decision {
     fn from(own: Decision) -> Self {
         let action = match own.action {
-            Action::Retry { delay } => types::Action::Retry(types::Retry { delay: delay.map(millis) }),
-            Action::SwitchTarget { target, target_kind } => types::Action::SwitchTarget(types::SwitchTarget {
+            Action::Retry { delay } => types::Action::Retry(types::Retry {
+                delay: delay.map(millis),
+            }),
+            Action::SwitchTarget {
+                target,
+                target_kind,
+            } => types::Action::SwitchTarget(types::SwitchTarget {
                 target,
                 target_kind: target_kind.map(Into::into),
             }),
-            Action::CallOperation { operation, arguments, target } => {
-                types::Action::CallOperation(types::CallOperation { operation, arguments, target })
-            }
+            Action::CallOperation {
+                operation,
+                arguments,
+                target,
+            } => types::Action::CallOperation(types::CallOperation {
+                operation,
+                arguments,
+                target,
+            }),
             Action::Answer(AnswerData::LastKnownGood) => types::Action::Answer(types::Answer {
                 source: types::AnswerSource::LastKnownGood,
                 body: None,
@@ -148,9 +168,14 @@ impl From<Decision> for types::Decision {
             }),
             Action::Fail { message } => types::Action::Fail(types::Fail { message }),
             Action::Decline => types::Action::Decline,
-            Action::Custom { name, payload } => types::Action::Custom(types::Custom { name, payload }),
+            Action::Custom { name, payload } => {
+                types::Action::Custom(types::Custom { name, payload })
+            }
         };
-        Self { action, reason: own.reason }
+        Self {
+            action,
+            reason: own.reason,
+        }
     }
 }
 
@@ -198,7 +223,9 @@ impl Host for Sandbox {
     }
     fn wall_clock(&self) -> SystemTime {
         let since = Duration::from_millis(wit::clock::wall());
-        SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
+        SystemTime::UNIX_EPOCH
+            .checked_add(since)
+            .unwrap_or(SystemTime::UNIX_EPOCH)
     }
     fn random(&self) -> u64 {
         wit::random::next()
@@ -269,7 +296,11 @@ impl Host for Sandbox {
 
     fn last_known_good(&self) -> Option<KnownGood> {
         let entry = wit::last_known_good::find()?;
-        Some(KnownGood { age: Duration::from_millis(entry.age), size: entry.size, target: entry.target })
+        Some(KnownGood {
+            age: Duration::from_millis(entry.age),
+            size: entry.size,
+            target: entry.target,
+        })
     }
     fn last_known_good_body(&self) -> Option<String> {
         wit::last_known_good::body()
@@ -288,7 +319,12 @@ impl Host for Sandbox {
     fn state_delete(&self, key: &str) -> Result<bool, StateError> {
         Ok(wit::state::delete(key)?)
     }
-    fn state_increment(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, StateError> {
+    fn state_increment(
+        &self,
+        key: &str,
+        by: i64,
+        ttl: Option<Duration>,
+    ) -> Result<i64, StateError> {
         Ok(wit::state::increment(key, by, ttl.map(millis))?)
     }
 }

@@ -94,7 +94,8 @@ pub trait Host: sealed::Sealed {
     /// # Errors
     /// [`StateError::NotGranted`] without the capability, [`StateError::NotANumber`],
     /// [`StateError::QuotaExceeded`].
-    fn state_increment(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, StateError>;
+    fn state_increment(&self, key: &str, by: i64, ttl: Option<Duration>)
+    -> Result<i64, StateError>;
 }
 
 impl dyn Host + '_ {
@@ -151,7 +152,10 @@ impl Target {
 
     /// The same, as a model.
     pub fn model(name: impl Into<String>) -> Self {
-        Self { kind: TargetKind::MODEL, ..Self::service(name) }
+        Self {
+            kind: TargetKind::MODEL,
+            ..Self::service(name)
+        }
     }
 
     /// Whether it can be asked now and was not asked in this call.
@@ -202,7 +206,9 @@ impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotGranted => f.write_str("the configuration does not grant `state`"),
-            Self::QuotaExceeded(quota) => write!(f, "the state would exceed its quota of {quota} bytes"),
+            Self::QuotaExceeded(quota) => {
+                write!(f, "the state would exceed its quota of {quota} bytes")
+            }
             Self::NotANumber => f.write_str("the value is not a number"),
         }
     }

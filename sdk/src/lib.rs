@@ -145,8 +145,8 @@ pub use serde_json;
 pub mod prelude {
     pub use crate::log;
     pub use crate::{
-        Action, Attempt, Capability, Decision, Failure, FolderError, Host, Kind, KnownGood, Level, Metadata, Setup,
-        StateError, Strategy, Target, TargetKind, Traits,
+        Action, Attempt, Capability, Decision, Failure, FolderError, Host, Kind, KnownGood, Level,
+        Metadata, Setup, StateError, Strategy, Target, TargetKind, Traits,
     };
 }
 

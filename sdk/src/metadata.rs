@@ -30,7 +30,11 @@ pub struct Metadata {
 
 impl Metadata {
     /// A strategy of this name, interested in everything, of priority 0 and level `retry`.
-    pub fn new(name: impl Into<String>, version: impl Into<String>, description: impl Into<String>) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        version: impl Into<String>,
+        description: impl Into<String>,
+    ) -> Self {
         Self {
             name: name.into(),
             version: version.into(),

@@ -57,6 +57,7 @@ impl Setup {
 /// Reads a configuration, makes the strategy, and says what went wrong in a sentence.
 #[cfg(any(target_family = "wasm", feature = "testing"))]
 pub(crate) fn configured<S: Strategy>(config: &str, setup: &mut Setup) -> Result<S, String> {
-    let config = serde_json::from_str(config).map_err(|error| format!("the configuration cannot be read: {error}"))?;
+    let config = serde_json::from_str(config)
+        .map_err(|error| format!("the configuration cannot be read: {error}"))?;
     S::configure(config, setup)
 }

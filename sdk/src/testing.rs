@@ -25,8 +25,8 @@ use serde_json::Value;
 use crate::log::LogLevel;
 use crate::strategy::configured;
 use crate::{
-    Attempt, Decision, Failure, FolderError, Host, KnownGood, Metadata, Setup, StateError, Strategy, Target,
-    TargetKind,
+    Attempt, Decision, Failure, FolderError, Host, KnownGood, Metadata, Setup, StateError,
+    Strategy, Target, TargetKind,
 };
 
 /// A strategy, configured, with what it said of itself.
@@ -49,23 +49,32 @@ impl<S: Strategy> Tester<S> {
     pub fn new(config: &str) -> Result<Self, String> {
         let metadata = S::metadata();
         if !metadata.config_schema.is_empty() {
-            let instance: Value = serde_json::from_str(config).map_err(|error| error.to_string())?;
+            let instance: Value =
+                serde_json::from_str(config).map_err(|error| error.to_string())?;
             let schema: Value = serde_json::from_str(&metadata.config_schema)
                 .map_err(|error| format!("the schema is no JSON: {error}"))?;
-            let validator =
-                jsonschema::validator_for(&schema).map_err(|error| format!("the schema is no JSON Schema: {error}"))?;
-            validator.validate(&instance).map_err(|error| format!("{}: {error}", error.instance_path()))?;
+            let validator = jsonschema::validator_for(&schema)
+                .map_err(|error| format!("the schema is no JSON Schema: {error}"))?;
+            validator
+                .validate(&instance)
+                .map_err(|error| format!("{}: {error}", error.instance_path()))?;
         }
         let mut setup = Setup::default();
         let strategy = configured(config, &mut setup)?;
-        Ok(Self { strategy, metadata, setup })
+        Ok(Self {
+            strategy,
+            metadata,
+            setup,
+        })
     }
 
     /// What the strategy decides about a failure; `None` where the failure's kind is none of its
     /// declared kinds or its condition says no. Operation patterns are the host's to match.
     pub fn decide(&self, failure: &Failure, host: &FakeHost) -> Option<Decision> {
-        let interested = self.metadata.kinds.is_empty() || self.metadata.kinds.contains(&failure.kind);
-        (interested && self.strategy.condition(failure, host)).then(|| self.strategy.action(failure, host))
+        let interested =
+            self.metadata.kinds.is_empty() || self.metadata.kinds.contains(&failure.kind);
+        (interested && self.strategy.condition(failure, host))
+            .then(|| self.strategy.action(failure, host))
     }
 }
 
@@ -100,7 +109,12 @@ impl FakeHost {
     /// A host with a call of tool `operation` in group `default`, no targets, nothing granted, and
     /// the clocks at 0.
     pub fn new() -> Self {
-        Self { operation: "operation".into(), level: "tool".into(), group: "default".into(), ..Self::default() }
+        Self {
+            operation: "operation".into(),
+            level: "tool".into(),
+            group: "default".into(),
+            ..Self::default()
+        }
     }
 
     /// Sets the present operation.
@@ -149,7 +163,8 @@ impl FakeHost {
 
     /// Sets an attribute of a target.
     pub fn attribute(mut self, target: &str, key: &str, value: impl Into<String>) -> Self {
-        self.attributes.insert((target.into(), key.into()), value.into());
+        self.attributes
+            .insert((target.into(), key.into()), value.into());
         self
     }
 
@@ -166,9 +181,21 @@ impl FakeHost {
     }
 
     /// Sets the last known good answer: its age, the target that gave it, and its body as JSON.
-    pub fn last_known_good(mut self, age: Duration, target: impl Into<String>, body: impl Into<String>) -> Self {
+    pub fn last_known_good(
+        mut self,
+        age: Duration,
+        target: impl Into<String>,
+        body: impl Into<String>,
+    ) -> Self {
         let (target, body) = (target.into(), body.into());
-        self.known_good = Some((KnownGood { age, size: body.len() as u64, target }, body));
+        self.known_good = Some((
+            KnownGood {
+                age,
+                size: body.len() as u64,
+                target,
+            },
+            body,
+        ));
         self
     }
 
@@ -180,7 +207,9 @@ impl FakeHost {
 
     /// Grants a folder and puts a file into it.
     pub fn file(mut self, path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
-        self.files.get_or_insert_default().insert(path.into(), content.into());
+        self.files
+            .get_or_insert_default()
+            .insert(path.into(), content.into());
         self
     }
 
@@ -248,7 +277,11 @@ impl Host for FakeHost {
         self.group.clone()
     }
     fn target(&self) -> String {
-        self.targets.iter().find(|target| target.present).map(|target| target.name.clone()).unwrap_or_default()
+        self.targets
+            .iter()
+            .find(|target| target.present)
+            .map(|target| target.name.clone())
+            .unwrap_or_default()
     }
     fn message(&self) -> String {
         self.message.clone()
@@ -266,10 +299,15 @@ impl Host for FakeHost {
     fn best_target(&self, kind: Option<&TargetKind>) -> Option<String> {
         let host: &dyn Host = self;
         let fits = |target: &Target| kind.is_none_or(|kind| target.kind == *kind);
-        host.candidates().into_iter().find(fits).map(|target| target.name)
+        host.candidates()
+            .into_iter()
+            .find(fits)
+            .map(|target| target.name)
     }
     fn target_attribute(&self, target: &str, key: &str) -> Option<String> {
-        self.attributes.get(&(target.to_owned(), key.to_owned())).cloned()
+        self.attributes
+            .get(&(target.to_owned(), key.to_owned()))
+            .cloned()
     }
 
     fn attempts(&self) -> Vec<Attempt> {
@@ -297,31 +335,66 @@ impl Host for FakeHost {
 
     fn state_get(&self, key: &str) -> Result<Option<Vec<u8>>, StateError> {
         let state = self.state.as_ref().ok_or(StateError::NotGranted)?.borrow();
-        Ok(state.get(key).filter(|entry| entry.lives(self.now.get())).map(|entry| entry.value.clone()))
+        Ok(state
+            .get(key)
+            .filter(|entry| entry.lives(self.now.get()))
+            .map(|entry| entry.value.clone()))
     }
     fn state_set(&self, key: &str, value: &[u8], ttl: Option<Duration>) -> Result<(), StateError> {
         let expires = ttl.map(|ttl| self.now.get() + ttl);
-        let mut state = self.state.as_ref().ok_or(StateError::NotGranted)?.borrow_mut();
-        state.insert(key.to_owned(), Entry { value: value.to_vec(), expires });
+        let mut state = self
+            .state
+            .as_ref()
+            .ok_or(StateError::NotGranted)?
+            .borrow_mut();
+        state.insert(
+            key.to_owned(),
+            Entry {
+                value: value.to_vec(),
+                expires,
+            },
+        );
         Ok(())
     }
     fn state_delete(&self, key: &str) -> Result<bool, StateError> {
         let now = self.now.get();
-        let mut state = self.state.as_ref().ok_or(StateError::NotGranted)?.borrow_mut();
+        let mut state = self
+            .state
+            .as_ref()
+            .ok_or(StateError::NotGranted)?
+            .borrow_mut();
         Ok(state.remove(key).is_some_and(|entry| entry.lives(now)))
     }
-    fn state_increment(&self, key: &str, by: i64, ttl: Option<Duration>) -> Result<i64, StateError> {
+    fn state_increment(
+        &self,
+        key: &str,
+        by: i64,
+        ttl: Option<Duration>,
+    ) -> Result<i64, StateError> {
         let now = self.now.get();
-        let mut state = self.state.as_ref().ok_or(StateError::NotGranted)?.borrow_mut();
+        let mut state = self
+            .state
+            .as_ref()
+            .ok_or(StateError::NotGranted)?
+            .borrow_mut();
         let (before, expires) = match state.get(key).filter(|entry| entry.lives(now)) {
             Some(entry) => {
                 let text = std::str::from_utf8(&entry.value).map_err(|_| StateError::NotANumber)?;
-                (text.parse::<i64>().map_err(|_| StateError::NotANumber)?, entry.expires)
+                (
+                    text.parse::<i64>().map_err(|_| StateError::NotANumber)?,
+                    entry.expires,
+                )
             }
             None => (0, ttl.map(|ttl| now + ttl)),
         };
         let sum = before.saturating_add(by);
-        state.insert(key.to_owned(), Entry { value: sum.to_string().into_bytes(), expires });
+        state.insert(
+            key.to_owned(),
+            Entry {
+                value: sum.to_string().into_bytes(),
+                expires,
+            },
+        );
         Ok(sum)
     }
 }
@@ -354,16 +427,32 @@ mod tests {
         host.advance(Duration::from_secs(6));
         assert_eq!(host.state_get("k"), Ok(None));
         assert_eq!(host.state_set("k", b"x", None), Ok(()));
-        assert_eq!(host.state_increment("k", 1, None), Err(StateError::NotANumber));
+        assert_eq!(
+            host.state_increment("k", 1, None),
+            Err(StateError::NotANumber)
+        );
     }
 
     #[test]
     fn healthy_targets_come_before_better_ones_that_are_not() {
         let host = FakeHost::new()
-            .target(Target { priority: 9, healthy: false, ..Target::service("ill") })
-            .target(Target { priority: 1, ..Target::model("well") })
-            .target(Target { tried: true, ..Target::service("tried") });
+            .target(Target {
+                priority: 9,
+                healthy: false,
+                ..Target::service("ill")
+            })
+            .target(Target {
+                priority: 1,
+                ..Target::model("well")
+            })
+            .target(Target {
+                tried: true,
+                ..Target::service("tried")
+            });
         assert_eq!(host.best_target(None).as_deref(), Some("well"));
-        assert_eq!(host.best_target(Some(&TargetKind::SERVICE)).as_deref(), Some("ill"));
+        assert_eq!(
+            host.best_target(Some(&TargetKind::SERVICE)).as_deref(),
+            Some("ill")
+        );
     }
 }

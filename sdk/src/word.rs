@@ -195,6 +195,9 @@ mod tests {
         let custom: Kind = serde_json::from_str("\"QuotaOfTeamSpent\"").unwrap();
         assert_eq!(custom, Kind::new("QuotaOfTeamSpent"));
         assert_eq!(Kind::new(String::from("TimeoutError")), Kind::TIMEOUT_ERROR);
-        assert_eq!(serde_json::to_string(&custom).unwrap(), "\"QuotaOfTeamSpent\"");
+        assert_eq!(
+            serde_json::to_string(&custom).unwrap(),
+            "\"QuotaOfTeamSpent\""
+        );
     }
 }

@@ -28,8 +28,14 @@ struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            kinds: vec![Kind::INVALID_PARAMETER, Kind::UNAUTHORIZED, Kind::FORBIDDEN, Kind::CONTENT_FILTER],
-            message: "{operation} failed with {kind}, which trying again cannot mend: {message}".into(),
+            kinds: vec![
+                Kind::INVALID_PARAMETER,
+                Kind::UNAUTHORIZED,
+                Kind::FORBIDDEN,
+                Kind::CONTENT_FILTER,
+            ],
+            message: "{operation} failed with {kind}, which trying again cannot mend: {message}"
+                .into(),
         }
     }
 }
@@ -54,7 +60,9 @@ enum Piece {
 fn pieces(mut template: &str) -> Result<Vec<Piece>, String> {
     let mut pieces = Vec::new();
     while let Some((text, rest)) = template.split_once('{') {
-        let (name, after) = rest.split_once('}').ok_or("message: a { is not closed by }")?;
+        let (name, after) = rest
+            .split_once('}')
+            .ok_or("message: a { is not closed by }")?;
         pieces.push(Piece::Text(text.to_owned()));
         pieces.push(match name {
             "operation" => Piece::Operation,
@@ -78,14 +86,21 @@ impl Strategy for FailFast {
     type Config = Config;
 
     fn metadata() -> Metadata {
-        Metadata::new("fail-fast", env!("CARGO_PKG_VERSION"), "Ends the call with a clean error where nothing can mend it.")
-            .level(Level::FAIL_FAST)
-            .priority(0)
-            .config_schema(include_str!("../schema.json"))
+        Metadata::new(
+            "fail-fast",
+            env!("CARGO_PKG_VERSION"),
+            "Ends the call with a clean error where nothing can mend it.",
+        )
+        .level(Level::FAIL_FAST)
+        .priority(0)
+        .config_schema(include_str!("../schema.json"))
     }
 
     fn configure(config: Config, _: &mut Setup) -> Result<Self, String> {
-        Ok(Self { message: pieces(&config.message)?, kinds: config.kinds })
+        Ok(Self {
+            message: pieces(&config.message)?,
+            kinds: config.kinds,
+        })
     }
 
     fn condition(&self, failure: &Failure, _: &dyn Host) -> bool {
@@ -102,7 +117,8 @@ impl Strategy for FailFast {
             Piece::Message => host.message(),
         };
         let message: String = self.message.iter().map(fill).collect();
-        Decision::fail(message).because(format!("{} cannot be mended by trying again", failure.kind))
+        Decision::fail(message)
+            .because(format!("{} cannot be mended by trying again", failure.kind))
     }
 }
 
@@ -117,8 +133,15 @@ mod tests {
         let host = FakeHost::new()
             .operation("search")
             .message("no {such} key")
-            .target(Target { present: true, ..Target::service("a") });
-        match Tester::<FailFast>::new(config).unwrap().decide(failure, &host)?.action {
+            .target(Target {
+                present: true,
+                ..Target::service("a")
+            });
+        match Tester::<FailFast>::new(config)
+            .unwrap()
+            .decide(failure, &host)?
+            .action
+        {
             Action::Fail { message } => message,
             other => panic!("{other:?}"),
         }
@@ -127,23 +150,30 @@ mod tests {
     #[test]
     fn what_cannot_be_mended_ends_the_call_and_says_so() {
         let failure = Failure::new(Kind::INVALID_PARAMETER);
-        let expected = "search failed with InvalidParameter, which trying again cannot mend: no {such} key";
+        let expected =
+            "search failed with InvalidParameter, which trying again cannot mend: no {such} key";
         assert_eq!(message("{}", &failure).as_deref(), Some(expected));
         assert_eq!(message("{}", &Failure::new(Kind::CONNECTION_ERROR)), None);
     }
 
     #[test]
     fn kinds_and_message_are_the_operators() {
-        let config = r#"{ "kinds": ["QuotaOfTeamSpent"], "message": "{target}: {kind} after {attempts}." }"#;
+        let config =
+            r#"{ "kinds": ["QuotaOfTeamSpent"], "message": "{target}: {kind} after {attempts}." }"#;
         let failure = Failure::new(Kind::new("QuotaOfTeamSpent"));
-        assert_eq!(message(config, &failure).as_deref(), Some("a: QuotaOfTeamSpent after 1."));
+        assert_eq!(
+            message(config, &failure).as_deref(),
+            Some("a: QuotaOfTeamSpent after 1.")
+        );
         assert_eq!(message(config, &Failure::new(Kind::FORBIDDEN)), None);
     }
 
     #[test]
     fn a_message_with_an_unknown_name_is_refused() {
         for message in ["{tool} failed", "{operation"] {
-            let refused = Tester::<FailFast>::new(&format!(r#"{{ "message": "{message}" }}"#)).err().unwrap();
+            let refused = Tester::<FailFast>::new(&format!(r#"{{ "message": "{message}" }}"#))
+                .err()
+                .unwrap();
             assert!(refused.starts_with("message: "), "{refused}");
         }
     }

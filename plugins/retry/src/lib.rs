@@ -42,7 +42,11 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { policies: BTreeMap::new(), max_hint_wait_ms: 2000, importance: Importance::default() }
+        Self {
+            policies: BTreeMap::new(),
+            max_hint_wait_ms: 2000,
+            importance: Importance::default(),
+        }
     }
 }
 
@@ -57,7 +61,12 @@ struct Importance {
 
 impl Default for Importance {
     fn default() -> Self {
-        Self { none_below: 0, one_below: 20, more_from: 80, extra_retries: 1 }
+        Self {
+            none_below: 0,
+            one_below: 20,
+            more_from: 80,
+            extra_retries: 1,
+        }
     }
 }
 
@@ -82,7 +91,13 @@ impl Retry {
     /// The policy of the strategy's own for a failure. `*` stands only for failures that a retry may
     /// mend; a kind named by the operator is the operator's judgement.
     fn policy(&self, failure: &Failure) -> Option<&Policy> {
-        let any = || failure.traits.retryable.then(|| self.config.policies.get("*")).flatten();
+        let any = || {
+            failure
+                .traits
+                .retryable
+                .then(|| self.config.policies.get("*"))
+                .flatten()
+        };
         self.config.policies.get(failure.kind.as_str()).or_else(any)
     }
 
@@ -122,23 +137,36 @@ impl Strategy for Retry {
     }
 
     fn action(&self, failure: &Failure, host: &dyn Host) -> Decision {
-        let own = self.policy(failure).map(|policy| policy.delay(failure.retries, &failure.kind, || host.random()));
+        let own = self
+            .policy(failure)
+            .map(|policy| policy.delay(failure.retries, &failure.kind, || host.random()));
         let Some(delay) = own.or_else(|| host.next_delay()) else {
             return Decision::decline();
         };
         let hint = failure.retry_after.unwrap_or_default();
         let wait = delay.max(hint);
         if wait >= failure.time_left {
-            return Decision::decline()
-                .because(format!("a wait of {wait:?} does not fit into the {:?} left", failure.time_left));
+            return Decision::decline().because(format!(
+                "a wait of {wait:?} does not fit into the {:?} left",
+                failure.time_left
+            ));
         }
         let long_hint = hint > Duration::from_millis(self.config.max_hint_wait_ms);
         if (failure.traits.silent || long_hint) && host.best_target(None).is_some() {
-            let why = if long_hint { "the server asks for a long wait" } else { "the target stayed silent" };
+            let why = if long_hint {
+                "the server asks for a long wait"
+            } else {
+                "the target stayed silent"
+            };
             return Decision::decline().because(format!("{why} and another target can be asked"));
         }
-        let reason = format!("{}: retry {} of this target", failure.kind, failure.retries.saturating_add(1));
-        own.map_or_else(Decision::retry, Decision::retry_after).because(reason)
+        let reason = format!(
+            "{}: retry {} of this target",
+            failure.kind,
+            failure.retries.saturating_add(1)
+        );
+        own.map_or_else(Decision::retry, Decision::retry_after)
+            .because(reason)
     }
 }
 
@@ -152,11 +180,16 @@ mod tests {
     const MS_100: Duration = Duration::from_millis(100);
 
     fn action(config: &str, failure: &Failure, host: &FakeHost) -> Option<Action> {
-        Tester::<Retry>::new(config).unwrap().decide(failure, host).map(|decision| decision.action)
+        Tester::<Retry>::new(config)
+            .unwrap()
+            .decide(failure, host)
+            .map(|decision| decision.action)
     }
 
     fn retry_after(millis: u64) -> Option<Action> {
-        Some(Action::Retry { delay: Some(Duration::from_millis(millis)) })
+        Some(Action::Retry {
+            delay: Some(Duration::from_millis(millis)),
+        })
     }
 
     #[test]
@@ -178,9 +211,32 @@ mod tests {
         let host = FakeHost::new().next_delay(MS_100);
         let failure = Failure::new(Kind::TIMEOUT_ERROR);
         assert_eq!(action(config, &failure, &host), retry_after(7));
-        assert_eq!(action(config, &Failure { retries: 1, ..failure.clone() }, &host), retry_after(9));
-        assert_eq!(action(config, &Failure { retries: 2, ..failure }, &host), None);
-        assert_eq!(action(config, &Failure::new(Kind::BAD_GATEWAY), &host), retry_after(3));
+        assert_eq!(
+            action(
+                config,
+                &Failure {
+                    retries: 1,
+                    ..failure.clone()
+                },
+                &host
+            ),
+            retry_after(9)
+        );
+        assert_eq!(
+            action(
+                config,
+                &Failure {
+                    retries: 2,
+                    ..failure
+                },
+                &host
+            ),
+            None
+        );
+        assert_eq!(
+            action(config, &Failure::new(Kind::BAD_GATEWAY), &host),
+            retry_after(3)
+        );
     }
 
     #[test]
@@ -195,39 +251,71 @@ mod tests {
     fn an_operation_that_must_not_be_sent_again_is_not() {
         let mut failure = Failure::new(Kind::TIMEOUT_ERROR);
         failure.traits.repeatable = false;
-        assert_eq!(action(r#"{ "policies": { "*": {} } }"#, &failure, &FakeHost::new().next_delay(MS_100)), None);
+        assert_eq!(
+            action(
+                r#"{ "policies": { "*": {} } }"#,
+                &failure,
+                &FakeHost::new().next_delay(MS_100)
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_delay_or_hint_that_does_not_fit_into_the_time_left_is_declined() {
         let host = FakeHost::new().next_delay(MS_100);
-        let failure = Failure { time_left: MS_100, ..Failure::new(Kind::CONNECTION_ERROR) };
+        let failure = Failure {
+            time_left: MS_100,
+            ..Failure::new(Kind::CONNECTION_ERROR)
+        };
         assert_eq!(action("{}", &failure, &host), Some(Action::Decline));
-        let hinted = Failure { time_left: 9 * MS_100, retry_after: Some(10 * MS_100), ..failure };
+        let hinted = Failure {
+            time_left: 9 * MS_100,
+            retry_after: Some(10 * MS_100),
+            ..failure
+        };
         assert_eq!(action("{}", &hinted, &host), Some(Action::Decline));
-        let fitting = Failure { time_left: 11 * MS_100, ..hinted };
-        assert_eq!(action("{}", &fitting, &host), Some(Action::Retry { delay: None }));
+        let fitting = Failure {
+            time_left: 11 * MS_100,
+            ..hinted
+        };
+        assert_eq!(
+            action("{}", &fitting, &host),
+            Some(Action::Retry { delay: None })
+        );
     }
 
     #[test]
     fn a_long_hint_or_a_silent_target_gives_way_to_another_target_only_if_there_is_one() {
         let alone = FakeHost::new().next_delay(MS_100);
-        let company = FakeHost::new().next_delay(MS_100).target(Target::service("b"));
-        let hinted =
-            Failure { retry_after: Some(Duration::from_secs(3)), ..Failure::new(Kind::TOO_MANY_REQUESTS) };
+        let company = FakeHost::new()
+            .next_delay(MS_100)
+            .target(Target::service("b"));
+        let hinted = Failure {
+            retry_after: Some(Duration::from_secs(3)),
+            ..Failure::new(Kind::TOO_MANY_REQUESTS)
+        };
         let mut silent = Failure::new(Kind::TIMEOUT_ERROR);
         silent.traits.silent = true;
         for failure in [hinted, silent] {
-            assert_eq!(action("{}", &failure, &alone), Some(Action::Retry { delay: None }));
+            assert_eq!(
+                action("{}", &failure, &alone),
+                Some(Action::Retry { delay: None })
+            );
             assert_eq!(action("{}", &failure, &company), Some(Action::Decline));
         }
     }
 
     #[test]
     fn the_less_the_caller_cares_the_fewer_the_retries() {
-        let config = r#"{ "importance": { "none_below": 10 }, "policies": { "*": { "max_retries": 2 } } }"#;
+        let config =
+            r#"{ "importance": { "none_below": 10 }, "policies": { "*": { "max_retries": 2 } } }"#;
         let allowed = |importance, retries| {
-            let failure = Failure { importance, retries, ..Failure::new(Kind::CONNECTION_ERROR) };
+            let failure = Failure {
+                importance,
+                retries,
+                ..Failure::new(Kind::CONNECTION_ERROR)
+            };
             action(config, &failure, &FakeHost::new()).is_some()
         };
         assert!(!allowed(9, 0));
@@ -236,7 +324,10 @@ mod tests {
         assert!(allowed(80, 2) && !allowed(80, 3));
 
         let host = FakeHost::new().next_delay(MS_100);
-        let low = Failure { importance: 10, ..Failure::new(Kind::CONNECTION_ERROR) };
+        let low = Failure {
+            importance: 10,
+            ..Failure::new(Kind::CONNECTION_ERROR)
+        };
         assert!(action("{}", &low, &host).is_some());
         assert_eq!(action("{}", &Failure { retries: 1, ..low }, &host), None);
     }
@@ -245,7 +336,13 @@ mod tests {
     fn a_wrong_configuration_is_refused_with_the_field() {
         let refused = |config| Tester::<Retry>::new(config).err().unwrap();
         assert!(refused(r#"{ "retries": 3 }"#).contains("retries"));
-        assert!(refused(r#"{ "policies": { "*": { "intervals": "linear" } } }"#).contains("/policies/*/intervals"));
-        assert!(refused(r#"{ "policies": { "*": { "initial_ms": 5, "max_ms": 1 } } }"#).contains("policies.*.initial_ms"));
+        assert!(
+            refused(r#"{ "policies": { "*": { "intervals": "linear" } } }"#)
+                .contains("/policies/*/intervals")
+        );
+        assert!(
+            refused(r#"{ "policies": { "*": { "initial_ms": 5, "max_ms": 1 } } }"#)
+                .contains("policies.*.initial_ms")
+        );
     }
 }

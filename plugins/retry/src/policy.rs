@@ -63,7 +63,10 @@ impl Policy {
             return wrong("factor", "must be a number of at least 1");
         }
         if self.initial_ms > self.max_ms {
-            return wrong("initial_ms", "is greater than max_ms; lower it or raise max_ms");
+            return wrong(
+                "initial_ms",
+                "is greater than max_ms; lower it or raise max_ms",
+            );
         }
         Ok(())
     }
@@ -71,7 +74,8 @@ impl Policy {
     /// Retries on one target.
     pub(crate) fn max_retries(&self) -> u32 {
         let listed = u32::try_from(self.delays_ms.len()).unwrap_or(u32::MAX);
-        self.max_retries.unwrap_or(if listed > 0 { listed } else { 3 })
+        self.max_retries
+            .unwrap_or(if listed > 0 { listed } else { 3 })
     }
 
     /// The delay before retry `retry`, counted from 0.
@@ -80,13 +84,20 @@ impl Policy {
     /// jitter, which can collapse to nothing and meet the throttle again at once.
     pub(crate) fn delay(&self, retry: u32, kind: &Kind, random: impl FnOnce() -> u64) -> Duration {
         let throttled = *kind == Kind::TOO_MANY_REQUESTS;
-        let listed = usize::try_from(retry).ok().and_then(|n| self.delays_ms.get(n)).or(self.delays_ms.last());
+        let listed = usize::try_from(retry)
+            .ok()
+            .and_then(|n| self.delays_ms.get(n))
+            .or(self.delays_ms.last());
         let (full, usual) = match (listed, self.intervals) {
             (Some(listed), _) => (*listed, Jitter::None),
             (None, Intervals::Fixed) => (self.initial_ms, Jitter::None),
             (None, Intervals::Exponential) => (self.exponential(retry), Jitter::Equal),
             (None, Intervals::Random) => {
-                let low = if throttled { self.initial_ms.max(self.max_ms / 2) } else { self.initial_ms };
+                let low = if throttled {
+                    self.initial_ms.max(self.max_ms / 2)
+                } else {
+                    self.initial_ms
+                };
                 return Duration::from_millis(between(low, self.max_ms, random));
             }
         };
@@ -102,7 +113,11 @@ impl Policy {
         let exponent = i32::try_from(retry).unwrap_or(i32::MAX);
         let delay = self.initial_ms as f64 * self.factor.powi(exponent);
         // `0 · ∞` is no number; everything too large becomes the cap.
-        if delay.is_nan() { 0 } else { delay.min(self.max_ms as f64) as u64 }
+        if delay.is_nan() {
+            0
+        } else {
+            delay.min(self.max_ms as f64) as u64
+        }
     }
 }
 
@@ -119,52 +134,110 @@ mod tests {
     use super::*;
 
     fn delays(policy: &Policy, kind: &Kind, random: u64) -> Vec<u64> {
-        (0..4).map(|n| policy.delay(n, kind, || random).as_millis() as u64).collect()
+        (0..4)
+            .map(|n| policy.delay(n, kind, || random).as_millis() as u64)
+            .collect()
     }
 
     #[test]
     fn exponential_intervals_grow_by_the_factor_up_to_the_cap() {
-        let policy = Policy { max_ms: 350, jitter: Some(Jitter::None), ..Policy::default() };
-        assert_eq!(delays(&policy, &Kind::CONNECTION_ERROR, 0), [100, 200, 350, 350]);
+        let policy = Policy {
+            max_ms: 350,
+            jitter: Some(Jitter::None),
+            ..Policy::default()
+        };
+        assert_eq!(
+            delays(&policy, &Kind::CONNECTION_ERROR, 0),
+            [100, 200, 350, 350]
+        );
         for retry in [10_000, u32::MAX] {
             assert_eq!(policy.delay(retry, &Kind::UNKNOWN, || 0).as_millis(), 350);
         }
-        let zero = Policy { initial_ms: 0, ..policy };
+        let zero = Policy {
+            initial_ms: 0,
+            ..policy
+        };
         assert_eq!(zero.delay(u32::MAX, &Kind::UNKNOWN, || 0).as_millis(), 0);
     }
 
     #[test]
     fn fixed_and_listed_delays_are_taken_as_they_stand() {
-        let fixed = Policy { intervals: Intervals::Fixed, ..Policy::default() };
+        let fixed = Policy {
+            intervals: Intervals::Fixed,
+            ..Policy::default()
+        };
         assert_eq!(delays(&fixed, &Kind::TIMEOUT_ERROR, 7), [100; 4]);
-        let listed = Policy { delays_ms: vec![5, 9], ..Policy::default() };
+        let listed = Policy {
+            delays_ms: vec![5, 9],
+            ..Policy::default()
+        };
         assert_eq!(delays(&listed, &Kind::TIMEOUT_ERROR, 7), [5, 9, 9, 9]);
         assert_eq!(listed.max_retries(), 2);
     }
 
     #[test]
     fn random_intervals_lie_between_the_two_ends() {
-        let policy = Policy { intervals: Intervals::Random, initial_ms: 10, max_ms: 20, ..Policy::default() };
+        let policy = Policy {
+            intervals: Intervals::Random,
+            initial_ms: 10,
+            max_ms: 20,
+            ..Policy::default()
+        };
         let delay = |random| policy.delay(0, &Kind::UNKNOWN, || random).as_millis();
         assert_eq!((delay(0), delay(u64::MAX)), (10, 20));
-        let widest = Policy { initial_ms: 0, max_ms: u64::MAX, ..policy };
+        let widest = Policy {
+            initial_ms: 0,
+            max_ms: u64::MAX,
+            ..policy
+        };
         assert_eq!(widest.delay(0, &Kind::UNKNOWN, || 42).as_millis(), 42);
     }
 
     #[test]
     fn throttling_never_gets_bare_full_jitter() {
-        let full = Policy { jitter: Some(Jitter::Full), ..Policy::default() };
+        let full = Policy {
+            jitter: Some(Jitter::Full),
+            ..Policy::default()
+        };
         assert_eq!(full.delay(0, &Kind::CONNECTION_ERROR, || 0).as_millis(), 0);
-        assert_eq!(full.delay(0, &Kind::TOO_MANY_REQUESTS, || 0).as_millis(), 50);
-        let random = Policy { intervals: Intervals::Random, initial_ms: 0, max_ms: 80, ..full };
-        assert_eq!(random.delay(0, &Kind::TOO_MANY_REQUESTS, || 0).as_millis(), 40);
+        assert_eq!(
+            full.delay(0, &Kind::TOO_MANY_REQUESTS, || 0).as_millis(),
+            50
+        );
+        let random = Policy {
+            intervals: Intervals::Random,
+            initial_ms: 0,
+            max_ms: 80,
+            ..full
+        };
+        assert_eq!(
+            random.delay(0, &Kind::TOO_MANY_REQUESTS, || 0).as_millis(),
+            40
+        );
     }
 
     #[test]
     fn a_policy_that_makes_no_sense_is_refused_by_field() {
-        let shrinking = Policy { factor: 0.5, ..Policy::default() };
-        assert!(shrinking.check("X").unwrap_err().starts_with("policies.X.factor"));
-        let inverted = Policy { initial_ms: 2, max_ms: 1, ..Policy::default() };
-        assert!(inverted.check("X").unwrap_err().starts_with("policies.X.initial_ms"));
+        let shrinking = Policy {
+            factor: 0.5,
+            ..Policy::default()
+        };
+        assert!(
+            shrinking
+                .check("X")
+                .unwrap_err()
+                .starts_with("policies.X.factor")
+        );
+        let inverted = Policy {
+            initial_ms: 2,
+            max_ms: 1,
+            ..Policy::default()
+        };
+        assert!(
+            inverted
+                .check("X")
+                .unwrap_err()
+                .starts_with("policies.X.initial_ms")
+        );
     }
 }
