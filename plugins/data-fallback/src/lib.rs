@@ -9,9 +9,12 @@
 //! ```toml
 //! [[strategy]]
 //! plugin = "data-fallback"
-//! grants = { folder = "defaults" }
+//! grants.folder = "defaults"
 //! config = { max_age_s = 600, defaults = { "search_*" = "no-results.json" } }
 //! ```
+//!
+//! Without a granted folder only the last known good answer is left, so the folder is not declared as
+//! something that must be granted.
 //!
 //! It acts on outages and broken answers, or on `kinds` instead, but never on what is the caller's
 //! fault: data would hide it. As `kinds` may name custom ones, it declares no kinds to the host.
@@ -83,7 +86,12 @@ impl DataFallback {
                     }
                     _ => log::warn!(host, "{file} is no JSON and is passed over"),
                 },
-                Err(FolderError::NotGranted) => return None,
+                Err(FolderError::NotGranted) => {
+                    if !self.config.defaults.is_empty() {
+                        log::warn!(host, "defaults are configured, but no folder is granted");
+                    }
+                    return None;
+                }
                 // A missing file is worth a word only where the configuration names it.
                 Err(FolderError::NotFound)
                     if !self.config.defaults.values().any(|named| *named == file) => {}
@@ -105,7 +113,6 @@ impl Strategy for DataFallback {
         )
         .level(Level::DATA)
         .priority(20)
-        .capabilities([Capability::FOLDER])
         .config_schema(include_str!("../schema.json"))
     }
 
@@ -260,6 +267,22 @@ mod tests {
         let config = r#"{ "defaults": { "a": "gone.json", "*": "b.json" } }"#;
         assert_eq!(action(config, Kind::BAD_GATEWAY, &host), answer("[]"));
         assert!(host.logs()[1].1.contains("gone.json"));
+    }
+
+    #[test]
+    fn defaults_without_a_granted_folder_are_worth_a_word() {
+        let host = FakeHost::new().operation("a");
+        assert_eq!(
+            action("{}", Kind::BAD_GATEWAY, &host),
+            Some(Action::Decline)
+        );
+        assert!(host.logs().is_empty());
+        let config = r#"{ "defaults": { "a": "a.json" } }"#;
+        assert_eq!(
+            action(config, Kind::BAD_GATEWAY, &host),
+            Some(Action::Decline)
+        );
+        assert!(host.logs()[0].1.contains("no folder is granted"));
     }
 
     #[test]
