@@ -5,9 +5,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod call;
+pub mod circuit;
 pub mod detect;
 mod exchange;
 mod failure;
+pub mod health;
 mod kind;
 pub mod registry;
 pub mod strategy;
