@@ -5,6 +5,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod call;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod detect;
 mod exchange;
 mod failure;
