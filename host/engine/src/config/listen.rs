@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::reader::{Issue, Reader};
 use super::targets::secret_env;
 use super::units::SizeText;
-use super::value;
+use super::{text, value};
 
 /// `[gateway]`: the MCP server in front.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -50,7 +50,7 @@ impl Default for Gateway {
 impl Gateway {
     pub(super) fn read(r: &mut Reader<'_, '_>) -> Self {
         let base = Self::default();
-        let listen = r.read("listen", value::listen).unwrap_or(base.listen);
+        let listen = r.read("listen", text::listen).unwrap_or(base.listen);
         let path = r
             .read("path", value::text)
             .and_then(|path| absolute(r, path));
@@ -109,7 +109,7 @@ impl Default for Admin {
 impl Admin {
     pub(super) fn read(r: &mut Reader<'_, '_>, gateway: SocketAddr) -> Self {
         let base = Self::default();
-        let listen = r.read("listen", value::listen).unwrap_or(base.listen);
+        let listen = r.read("listen", text::listen).unwrap_or(base.listen);
         if listen == gateway && listen.port() != 0 {
             let reason = format!("the gateway listens on {gateway} already");
             r.issue(

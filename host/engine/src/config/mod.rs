@@ -32,6 +32,7 @@ mod reader;
 mod retry;
 mod strategy;
 mod targets;
+mod text;
 mod units;
 mod value;
 

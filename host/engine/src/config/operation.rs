@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::reader::{Issue, Reader};
 use super::retry::warn_of_unknown_kind;
+use super::text;
 use super::units::DurationText;
 use super::value::{self, POSITIVE};
 use crate::call::RepeatSafety;
@@ -49,7 +50,7 @@ pub struct Operation {
 
 impl Operation {
     pub(super) fn read(r: &mut Reader<'_, '_>) -> Option<Self> {
-        let matches = r.require("match", "\"GLOB\"", value::glob);
+        let matches = r.require("match", "\"GLOB\"", text::glob);
         let repeat = r.read(
             "repeat",
             value::word(&[
@@ -94,11 +95,11 @@ pub struct Pattern {
 
 impl Pattern {
     pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut super::targets::Taken) -> Option<Self> {
-        let name = r.require("name", "\"NAME\"", value::name);
+        let name = r.require("name", "\"NAME\"", text::name);
         let name = taken.name(r, "pattern", name);
-        let class = r.read("class", value::regex);
-        let message = r.read("message", value::regex);
-        let kind = r.require("kind", "\"KIND\"", value::name);
+        let class = r.read("class", text::regex);
+        let message = r.read("message", text::regex);
+        let kind = r.require("kind", "\"KIND\"", text::name);
         if let Some(issue) = kind.as_deref().and_then(warn_of_unknown_kind) {
             r.issue("kind", issue);
         }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::reader::{Issue, Reader};
 use super::units::{DurationText, SizeText};
-use super::value;
+use super::{text, value};
 
 fn yes() -> bool {
     true
@@ -108,8 +108,8 @@ pub struct Grants {
 
 impl Strategy {
     pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut BTreeSet<String>) -> Option<Self> {
-        let plugin = r.require("plugin", "\"PLUGIN\"", value::identifier);
-        let name = r.read("name", value::identifier);
+        let plugin = r.require("plugin", "\"PLUGIN\"", text::identifier);
+        let name = r.read("name", text::identifier);
         let priority = r.read(
             "priority",
             value::integer(i32::MIN.into()..=i32::MAX.into()),
@@ -176,7 +176,7 @@ impl Limits {
 impl Grants {
     fn read(r: &mut Reader<'_, '_>) -> Self {
         Self {
-            folder: r.read("folder", value::folder),
+            folder: r.read("folder", text::folder),
             state: r.read("state", value::boolean).unwrap_or(false),
         }
     }

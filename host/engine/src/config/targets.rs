@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::reader::{Cx, Issue, Reader};
 use super::units::Expanded;
-use super::value;
+use super::{text, value};
 
 fn default_group() -> String {
     "default".into()
@@ -138,11 +138,11 @@ impl Taken {
 
 impl Service {
     pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
-        let name = r.require("name", "\"NAME\"", value::name);
+        let name = r.require("name", "\"NAME\"", text::name);
         let name = taken.name(r, "service", name);
-        let group = r.read("group", value::name);
+        let group = r.read("group", text::name);
         let transport = Transport::read(r);
-        let health_url = r.read("health_url", value::url);
+        let health_url = r.read("health_url", text::url);
         let priority = r.read(
             "priority",
             value::integer(i32::MIN.into()..=i32::MAX.into()),
@@ -163,14 +163,14 @@ impl Service {
 
 impl Transport {
     fn read(r: &mut Reader<'_, '_>) -> Option<Self> {
-        let url = r.read("url", value::url);
+        let url = r.read("url", text::url);
         let headers = r.map("headers", header);
         let command = r
             .read("command", value::text)
             .and_then(|text| command(r, &text));
         let args = r.list("args", value::text).unwrap_or_default();
-        let env = r.map("env", |_, text, cx| value::expanded(text, cx));
-        let cwd = r.read("cwd", value::folder);
+        let env = r.map("env", |_, text, cx| text::expanded(text, cx));
+        let cwd = r.read("cwd", text::folder);
         match (r.has("url"), r.has("command")) {
             (true, true) => {
                 let reason = "a service is either reached over HTTP or started as a process";
@@ -244,7 +244,7 @@ fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issu
             "Write letters, digits and hyphens.",
         ));
     }
-    let text = value::expanded(value, cx)?;
+    let text = text::expanded(value, cx)?;
     if text
         .value()
         .bytes()
@@ -262,10 +262,10 @@ fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issu
 
 impl Model {
     pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
-        let name = r.require("name", "\"NAME\"", value::name);
+        let name = r.require("name", "\"NAME\"", text::name);
         let name = taken.name(r, "model", name);
-        let group = r.read("group", value::name);
-        let base_url = r.require("base_url", "\"https://…/v1\"", value::url);
+        let group = r.read("group", text::name);
+        let base_url = r.require("base_url", "\"https://…/v1\"", text::url);
         let model = r.read("model", value::text);
         let api_key_env = secret_env(r, "api_key_env", "the API is asked without a key");
         let priority = r.read(
