@@ -224,7 +224,7 @@ impl Config {
         let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
         let listen = gateway.listen;
         let config = Self {
-            plugins: r.read("plugins", value::folder),
+            plugins: r.read("plugins", text::folder),
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets)),
             models: r.entries("model", |r| Model::read(r, &mut targets)),

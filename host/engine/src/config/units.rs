@@ -45,12 +45,11 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
     if fraction.is_empty() || !fraction.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let mut value = u128::from(whole.parse::<u64>().ok()?).checked_mul(scale.into())?;
-    let mut unit = u128::from(scale);
-    for digit in fraction.bytes() {
-        unit /= 10;
-        value = value.checked_add(unit * u128::from(digit - b'0'))?;
-    }
+    let whole = u128::from(whole.parse::<u64>().ok()?).checked_mul(scale.into())?;
+    // Digits past the eighteenth are below any unit here, and would overflow.
+    let digits = fraction.get(..18).unwrap_or(fraction);
+    let part = digits.parse::<u128>().ok()? * u128::from(scale) / 10u128.pow(digits.len() as u32);
+    let value = whole.checked_add(part)?;
     u64::try_from(value).ok()
 }
 
