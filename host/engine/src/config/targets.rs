@@ -38,7 +38,7 @@ pub struct Service {
     /// A URL whose 2xx answer to GET says that it is well. Default: it is asked over MCP itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_url: Option<Expanded>,
-    /// Which targets of the group come first. Default: 0 (DESIGN: configuration).
+    /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
     #[serde(default)]
     pub priority: i32,
     /// Its share among targets of the same priority, 1 to 1000000. Default: 1 (DESIGN: configuration).
@@ -97,7 +97,7 @@ pub struct Model {
     /// The environment variable that holds the API key. Default: no key is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
-    /// Which models of the group come first. Default: 0 (DESIGN: configuration).
+    /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
     #[serde(default)]
     pub priority: i32,
     /// Its share among models of the same priority, 1 to 1000000. Default: 1 (DESIGN: configuration).
