@@ -10,6 +10,8 @@ mod cache;
 pub mod call;
 mod canonical;
 pub mod circuit;
+#[cfg(feature = "config")]
+pub mod config;
 pub mod detect;
 mod engine;
 pub mod event;
