@@ -2,7 +2,7 @@
 //!
 //! A retry helps against a fault of one target and harms in an outage of all: three retries of every
 //! call are four times the load on a system that is failing already. A budget ties the extra attempts
-//! of a group (retries, hedges and fallbacks alike) to the calls that go well. An empty budget means
+//! of a group (retries, hedges and fallbacks alike) to the calls made. An empty budget means
 //! no retry; nobody ever waits for one.
 //!
 //! Two policies, one interface:
@@ -11,7 +11,7 @@
 //! - [`BudgetPolicy::Tokens`], as in gRPC (proposal A6): failures drain a bucket, successes fill it
 //!   slowly, and no retry goes out while it is at most half full.
 //!
-//! Depositing, which every good call does, is lock-free; withdrawing, which only failures do, takes a
+//! Counting, which every call does, is lock-free; withdrawing, which only failures do, takes a
 //! short lock, so that two failures never share the last token. Time is a parameter.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,37 +165,49 @@ impl RetryBudget {
         })
     }
 
+    /// A new budget of the same policy, that starts at `now`.
+    #[must_use]
+    pub fn renewed(&self, now: Instant) -> Self {
+        let account = match &self.account {
+            Account::Ratio { slot, deposit, reserve, .. } => Account::Ratio {
+                start: now,
+                slot: *slot,
+                deposit: *deposit,
+                reserve: *reserve,
+                slots: std::array::from_fn(|_| AtomicU64::new(0)),
+            },
+            Account::Tokens { max, success, .. } => Account::Tokens {
+                max: *max,
+                success: *success,
+                tokens: AtomicU64::new(max.unsigned_abs()),
+            },
+        };
+        Self { policy: self.policy, account, withdrawing: Mutex::new(()) }
+    }
+
     /// The policy.
     pub fn policy(&self) -> BudgetPolicy {
         self.policy
     }
 
-    /// Counts a call. To be called once for each call that was answered, by whichever attempt.
-    /// Lock-free.
-    pub fn deposit(&self, now: Instant) {
-        match &self.account {
-            Account::Ratio {
-                start,
-                slot,
-                deposit,
-                slots,
-                ..
-            } => {
-                book(slots, generation(*start, *slot, now), *deposit);
-            }
-            Account::Tokens {
-                max,
-                success,
-                tokens,
-            } => {
-                let max = max.unsigned_abs();
-                let success = success.unsigned_abs();
-                // A full bucket, which is what a healthy group has, costs one read.
-                if tokens.load(Ordering::Relaxed) < max {
-                    let _ = tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |have| {
-                        Some(have.saturating_add(success).min(max))
-                    });
-                }
+    /// Counts a call that begins, which is what [`BudgetPolicy::Ratio`] reckons by. Lock-free.
+    pub fn call_began(&self, now: Instant) {
+        if let Account::Ratio { start, slot, deposit, slots, .. } = &self.account {
+            book(slots, generation(*start, *slot, now), *deposit);
+        }
+    }
+
+    /// Counts a call that was answered, by whichever attempt, which is what [`BudgetPolicy::Tokens`]
+    /// reckons by. Lock-free.
+    pub fn call_succeeded(&self) {
+        if let Account::Tokens { max, success, tokens } = &self.account {
+            let max = max.unsigned_abs();
+            let success = success.unsigned_abs();
+            // A full bucket, which is what a healthy group has, costs one read.
+            if tokens.load(Ordering::Relaxed) < max {
+                let _ = tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |have| {
+                    Some(have.saturating_add(success).min(max))
+                });
             }
         }
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
-use crate::budget::{BudgetConfig, RetryBudget};
+use crate::budget::{BudgetError, BudgetPolicy, RetryBudget};
 use crate::cache::{CacheLimits, LastKnownGood};
 use crate::detect::Detector;
 use crate::event::{Event, EventKind, Events};
@@ -97,7 +98,8 @@ impl Shared {
 /// One budget per group. Groups come and go with the configuration, so the table is small and read far
 /// more often than written.
 struct Budgets {
-    config: BudgetConfig,
+    /// What the budget of a new group is made after.
+    model: RetryBudget,
     table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
     writing: Mutex<()>,
 }
@@ -109,7 +111,7 @@ impl Budgets {
         }
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());
-        let budget = table.entry(group.clone()).or_insert_with(|| Arc::new(RetryBudget::new(self.config))).clone();
+        let budget = table.entry(group.clone()).or_insert_with(|| Arc::new(self.model.renewed(Instant::now()))).clone();
         self.table.store(Arc::new(table));
         budget
     }
@@ -153,7 +155,7 @@ impl Engine {
 
     /// What is left of a group's retry budget, in attempts.
     pub fn budget_left(&self, group: &str) -> u64 {
-        self.shared.budget_of(&group.into()).remaining(tokio::time::Instant::now())
+        self.shared.budget_of(&group.into()).remaining(Instant::now())
     }
 
     /// Everything the engine does and sees from now on.
@@ -197,7 +199,7 @@ pub struct EngineBuilder {
     settings: Settings,
     detector: Detector,
     retry: RetryManager,
-    budget: BudgetConfig,
+    budget: BudgetPolicy,
     cache: Option<CacheLimits>,
     random: Option<Random>,
     wall_clock: Option<WallClock>,
@@ -224,7 +226,7 @@ impl EngineBuilder {
     }
 
     /// How many retries and fallbacks a group may make. One budget per group.
-    pub fn budget(mut self, budget: BudgetConfig) -> Self {
+    pub fn budget(mut self, budget: BudgetPolicy) -> Self {
         self.budget = budget;
         self
     }
@@ -264,6 +266,7 @@ impl EngineBuilder {
         if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero() {
             return Err(BuildError::ZeroDeadline);
         }
+        let model = RetryBudget::new(self.budget, Instant::now())?;
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
         let random = self.random.unwrap_or_else(random::from_os);
@@ -290,7 +293,7 @@ impl EngineBuilder {
                 cache: ArcSwapOption::from(self.cache.map(|limits| Arc::new(LastKnownGood::new(limits)))),
                 random,
                 ids: AtomicU64::new(1),
-                budgets: Budgets { config: self.budget, table: ArcSwap::default(), writing: Mutex::new(()) },
+                budgets: Budgets { model, table: ArcSwap::default(), writing: Mutex::new(()) },
                 events,
                 wall_clock,
             }),
@@ -299,7 +302,7 @@ impl EngineBuilder {
 }
 
 /// Why an engine could not be built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// `caps.max_attempts` is zero.
@@ -308,6 +311,9 @@ pub enum BuildError {
     /// Circuits, health checks or balance.
     #[error(transparent)]
     Registry(#[from] RegistryConfigError),
+    /// The retry budget.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// A deadline is zero.
     #[error("a deadline is zero: calls and attempts need time")]
     ZeroDeadline,

@@ -72,7 +72,7 @@ where
 
     fn classify(&self, outcome: Result<&T, &E>, detector: &Detector) -> Option<Failure> {
         let error = outcome.err()?;
-        Some(detector.detect(&Signal::Error { class: std::any::type_name::<E>(), message: &chain(error) }))
+        Some(detector.detect(Signal::Error { class: std::any::type_name::<E>(), message: &chain(error) }))
     }
 
     fn repeat_safety(&self, _: &str) -> RepeatSafety {

@@ -62,7 +62,8 @@ impl Engine {
         let deadline = started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE);
         let mut facts = call.facts;
         facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
-        shared.budget_of(&facts.group).deposit(started);
+        let budget = shared.budget_of(&facts.group);
+        budget.call_began(started);
 
         let wanted = PickRequest { exclude: &[], kind: None, name: call.pin.as_deref() };
         let pick = shared.registry.pick(&facts.group, &wanted, started, &mut || (shared.random)());
@@ -82,6 +83,7 @@ impl Engine {
                 };
                 match self.attempt(exchange, &attempt, request, pick.permit).await {
                     Tried::Good { answer } => {
+                        budget.call_succeeded();
                         self.keep_good(exchange, &facts, &facts.group, &attempt, request, &answer);
                         let served_by = Some(attempt.target.name.clone());
                         return Ok(Outcome { answer, id: facts.id, served_by, degraded: None, trouble: None });

@@ -171,6 +171,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let request = self.redirected.as_ref().unwrap_or(self.original);
         match self.engine.attempt(self.exchange, &attempt, request, pick.permit).await {
             Tried::Good { answer } => {
+                shared.budget_of(&self.facts.group).call_succeeded();
                 self.engine.keep_good(self.exchange, &self.facts, &self.group, &attempt, request, &answer);
                 let changed = self.operation != self.facts.operation;
                 let degraded = changed.then(|| Degraded::Operation { operation: self.operation.clone() });
