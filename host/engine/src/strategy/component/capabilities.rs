@@ -38,13 +38,20 @@ pub(super) struct Folder {
 impl Folder {
     /// Opens the folder once; from then on paths are resolved inside it, wherever it may be moved.
     pub(super) fn open(path: &Path, limit: usize) -> std::io::Result<Self> {
-        Ok(Self { dir: Arc::new(Dir::open_ambient_dir(path, ambient_authority())?), limit })
+        Ok(Self {
+            dir: Arc::new(Dir::open_ambient_dir(path, ambient_authority())?),
+            limit,
+        })
     }
 
     /// Reads a file, off the async threads.
     pub(super) async fn read(&self, path: String) -> Result<Vec<u8>, FolderError> {
         let folder = self.clone();
-        match tokio::task::spawn_blocking(move || read_within(&folder.dir, Path::new(&path), folder.limit)).await {
+        match tokio::task::spawn_blocking(move || {
+            read_within(&folder.dir, Path::new(&path), folder.limit)
+        })
+        .await
+        {
             Ok(read) => read,
             Err(_) => Err(FolderError::Failed("the program is ending".into())),
         }
@@ -64,15 +71,23 @@ pub(super) fn read_within(dir: &Dir, path: &Path, limit: usize) -> Result<Vec<u8
     let mut content = Vec::with_capacity(usize::try_from(about.len()).unwrap_or(0));
     // The file may have grown since.
     let file = dir.open(path).map_err(refusal)?;
-    file.take(limit as u64 + 1).read_to_end(&mut content).map_err(refusal)?;
-    if content.len() > limit { Err(FolderError::TooLarge(limit)) } else { Ok(content) }
+    file.take(limit as u64 + 1)
+        .read_to_end(&mut content)
+        .map_err(refusal)?;
+    if content.len() > limit {
+        Err(FolderError::TooLarge(limit))
+    } else {
+        Ok(content)
+    }
 }
 
 fn refusal(error: std::io::Error) -> FolderError {
     match error.kind() {
         std::io::ErrorKind::NotFound => FolderError::NotFound,
         // The operating system's own refusals carry its number, those for leaving the folder do not.
-        std::io::ErrorKind::PermissionDenied if error.raw_os_error().is_none() => FolderError::Forbidden,
+        std::io::ErrorKind::PermissionDenied if error.raw_os_error().is_none() => {
+            FolderError::Forbidden
+        }
         std::io::ErrorKind::InvalidInput => FolderError::Forbidden,
         kind => FolderError::Failed(kind.to_string()),
     }
@@ -95,12 +110,23 @@ mod tests {
         let read = |path: &str| read_within(&dir, Path::new(path), 2);
 
         assert_eq!(read("sub/a.json"), Ok(b"{}".to_vec()));
-        assert_eq!(read("sub/../sub/a.json"), Ok(b"{}".to_vec()), "inside is inside");
+        assert_eq!(
+            read("sub/../sub/a.json"),
+            Ok(b"{}".to_vec()),
+            "inside is inside"
+        );
         assert_eq!(read("../secret"), Err(FolderError::Forbidden));
-        assert_eq!(read(outer.path().join("secret").to_str().unwrap()), Err(FolderError::Forbidden));
+        assert_eq!(
+            read(outer.path().join("secret").to_str().unwrap()),
+            Err(FolderError::Forbidden)
+        );
         #[cfg(unix)]
         assert_eq!(read("link"), Err(FolderError::Forbidden));
-        assert_eq!(read("sub"), Err(FolderError::Forbidden), "a folder is no file");
+        assert_eq!(
+            read("sub"),
+            Err(FolderError::Forbidden),
+            "a folder is no file"
+        );
         assert_eq!(read("nothing"), Err(FolderError::NotFound));
         assert_eq!(read("a\0b"), Err(FolderError::Forbidden));
         std::fs::write(inner.join("large"), "123").unwrap();

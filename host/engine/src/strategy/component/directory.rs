@@ -29,7 +29,10 @@ pub struct Found {
 /// # Errors
 /// [`LoadError::Folder`] if the folder itself cannot be read.
 pub fn scan(folder: &Path, limit: usize) -> Result<Vec<Found>, LoadError> {
-    let unreadable = |source| LoadError::Folder { path: folder.to_owned(), source };
+    let unreadable = |source| LoadError::Folder {
+        path: folder.to_owned(),
+        source,
+    };
     let dir = Dir::open_ambient_dir(folder, ambient_authority()).map_err(unreadable)?;
     let mut found = Vec::new();
     for entry in dir.entries().map_err(unreadable)? {
@@ -37,20 +40,38 @@ pub fn scan(folder: &Path, limit: usize) -> Result<Vec<Found>, LoadError> {
         if name.extension().is_none_or(|extension| extension != "wasm") {
             continue;
         }
-        let stem = name.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = name
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let path = folder.join(&name);
-        let bytes = read_within(&dir, &name, limit).map(Bytes::from).map_err(|error| {
-            let (plugin, path) = (stem.clone(), path.clone());
-            match error {
-                FolderError::Forbidden if is_link(&dir, &name) => LoadError::Escape { plugin, path },
-                FolderError::Forbidden => {
-                    LoadError::File { plugin, path, source: std::io::Error::other("it is not a file") }
+        let bytes = read_within(&dir, &name, limit)
+            .map(Bytes::from)
+            .map_err(|error| {
+                let (plugin, path) = (stem.clone(), path.clone());
+                match error {
+                    FolderError::Forbidden if is_link(&dir, &name) => {
+                        LoadError::Escape { plugin, path }
+                    }
+                    FolderError::Forbidden => LoadError::File {
+                        plugin,
+                        path,
+                        source: std::io::Error::other("it is not a file"),
+                    },
+                    FolderError::TooLarge(limit) => LoadError::TooLarge { plugin, limit },
+                    FolderError::NotFound => LoadError::File {
+                        plugin,
+                        path,
+                        source: std::io::ErrorKind::NotFound.into(),
+                    },
+                    FolderError::Failed(why) => LoadError::File {
+                        plugin,
+                        path,
+                        source: std::io::Error::other(why),
+                    },
                 }
-                FolderError::TooLarge(limit) => LoadError::TooLarge { plugin, limit },
-                FolderError::NotFound => LoadError::File { plugin, path, source: std::io::ErrorKind::NotFound.into() },
-                FolderError::Failed(why) => LoadError::File { plugin, path, source: std::io::Error::other(why) },
-            }
-        });
+            });
         found.push(Found { stem, path, bytes });
     }
     found.sort_by(|a, b| a.stem.cmp(&b.stem));
@@ -58,7 +79,8 @@ pub fn scan(folder: &Path, limit: usize) -> Result<Vec<Found>, LoadError> {
 }
 
 fn is_link(dir: &Dir, name: &Path) -> bool {
-    dir.symlink_metadata(name).is_ok_and(|about| about.is_symlink())
+    dir.symlink_metadata(name)
+        .is_ok_and(|about| about.is_symlink())
 }
 
 #[cfg(test)]
@@ -84,7 +106,10 @@ mod tests {
         assert!(found.is_sorted_by(|a, b| a.stem < b.stem));
         assert_eq!(about("a").as_ref().unwrap(), "a");
         assert_eq!(about("b").as_ref().unwrap(), "bb");
-        assert!(matches!(about("large"), Err(LoadError::TooLarge { limit: 4, .. })));
+        assert!(matches!(
+            about("large"),
+            Err(LoadError::TooLarge { limit: 4, .. })
+        ));
         assert!(matches!(about("sub"), Err(LoadError::File { .. })));
         #[cfg(unix)]
         assert!(matches!(about("link"), Err(LoadError::Escape { .. })));
@@ -94,6 +119,8 @@ mod tests {
     #[test]
     fn a_missing_folder_is_named_with_a_remedy() {
         let error = scan(Path::new("no/such/folder"), 1).unwrap_err();
-        assert!(error.to_string().contains("no/such/folder") && error.to_string().contains("create it"));
+        assert!(
+            error.to_string().contains("no/such/folder") && error.to_string().contains("create it")
+        );
     }
 }

@@ -9,13 +9,14 @@ use tokio::time::Instant;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
+use super::Route;
 use super::bindings::backstop::strategy::{
-    call, clock, folder, history, last_known_good, log, random, retry_policy, routes, state, targets, types,
+    call, clock, folder, history, last_known_good, log, random, retry_policy, routes, state,
+    targets, types,
 };
 use super::capabilities::{Folder, FolderError};
 use super::limits::Limits;
 use super::state::{State, StateError};
-use super::Route;
 use crate::strategy::{KnownGood, Situation};
 
 /// Targets one snapshot lists.
@@ -142,9 +143,17 @@ impl Meter {
 }
 
 impl ResourceLimiter for Meter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let added = desired.saturating_sub(current);
-        let granted = self.used.checked_add(added).is_some_and(|total| total <= self.limit);
+        let granted = self
+            .used
+            .checked_add(added)
+            .is_some_and(|total| total <= self.limit);
         if granted {
             self.used += added;
             self.last = added;
@@ -160,7 +169,12 @@ impl ResourceLimiter for Meter {
         Ok(())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         Ok(desired <= self.table_elements)
     }
 
@@ -224,8 +238,16 @@ impl clock::Host for Cell {
     }
 
     fn wall(&mut self) -> u64 {
-        let now = self.situation.as_ref().map_or_else(SystemTime::now, |situation| situation.surroundings.wall_clock());
-        millis_down(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+        let now = self
+            .situation
+            .as_ref()
+            .map_or_else(SystemTime::now, |situation| {
+                situation.surroundings.wall_clock()
+            });
+        millis_down(
+            now.duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        )
     }
 }
 
@@ -268,27 +290,40 @@ impl state::Host for Cell {
 
 impl call::Host for Cell {
     fn id(&mut self) -> String {
-        self.decided().map(|now| now.call.id.to_string()).unwrap_or_default()
+        self.decided()
+            .map(|now| now.call.id.to_string())
+            .unwrap_or_default()
     }
 
     fn operation(&mut self) -> String {
-        self.decided().map(|now| now.operation.to_string()).unwrap_or_default()
+        self.decided()
+            .map(|now| now.operation.to_string())
+            .unwrap_or_default()
     }
 
     fn level(&mut self) -> String {
-        self.decided().map(|now| now.call.level.as_str().to_owned()).unwrap_or_default()
+        self.decided()
+            .map(|now| now.call.level.as_str().to_owned())
+            .unwrap_or_default()
     }
 
     fn group(&mut self) -> String {
-        self.decided().map(|now| now.call.group.to_string()).unwrap_or_default()
+        self.decided()
+            .map(|now| now.call.group.to_string())
+            .unwrap_or_default()
     }
 
     fn target(&mut self) -> String {
-        self.decided().and_then(|now| now.target.as_deref()).unwrap_or_default().to_owned()
+        self.decided()
+            .and_then(|now| now.target.as_deref())
+            .unwrap_or_default()
+            .to_owned()
     }
 
     fn message(&mut self) -> String {
-        self.decided().map(|now| now.failure.message.clone()).unwrap_or_default()
+        self.decided()
+            .map(|now| now.failure.message.clone())
+            .unwrap_or_default()
     }
 
     fn arguments(&mut self) -> Option<String> {
@@ -310,7 +345,9 @@ impl call::Host for Cell {
 
 impl targets::Host for Cell {
     fn snapshot(&mut self) -> Vec<targets::Target> {
-        let Some(now) = self.decided() else { return Vec::new() };
+        let Some(now) = self.decided() else {
+            return Vec::new();
+        };
         let standing = |view: &crate::strategy::TargetView| {
             let mut flags = targets::Standing::empty();
             for (set, flag) in [
@@ -340,7 +377,10 @@ impl targets::Host for Cell {
     }
 
     fn best(&mut self, kind: Option<String>) -> Option<String> {
-        self.decided()?.surroundings.best_target(kind.as_deref()).map(|name| name.to_string())
+        self.decided()?
+            .surroundings
+            .best_target(kind.as_deref())
+            .map(|name| name.to_string())
     }
 
     fn attribute(&mut self, target: String, key: String) -> Option<String> {
@@ -350,7 +390,9 @@ impl targets::Host for Cell {
 
 impl history::Host for Cell {
     fn attempts(&mut self) -> Vec<history::Attempt> {
-        let Some(now) = self.decided() else { return Vec::new() };
+        let Some(now) = self.decided() else {
+            return Vec::new();
+        };
         let older = now.attempts.len().saturating_sub(MAX_ATTEMPTS);
         now.attempts[older..]
             .iter()
@@ -387,7 +429,9 @@ impl last_known_good::Host for Cell {
 
 impl folder::Host for Cell {
     async fn read(&mut self, path: String) -> Result<Vec<u8>, folder::Error> {
-        let Some(granted) = self.shared.folder.clone() else { return Err(folder::Error::NotGranted) };
+        let Some(granted) = self.shared.folder.clone() else {
+            return Err(folder::Error::NotGranted);
+        };
         granted.read(path).await.map_err(|error| match error {
             FolderError::NotFound => folder::Error::NotFound,
             FolderError::Forbidden => folder::Error::Forbidden,

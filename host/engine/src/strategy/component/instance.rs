@@ -33,8 +33,12 @@ impl<'a> Instance<'a> {
         deadline: Duration,
     ) -> Self {
         // The tick under way may end at once, so it does not count.
-        let ticks = u64::try_from(deadline.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX);
-        let mut store = Store::new(runtime.engine(), Cell::new(shared.clone(), situation, ticks));
+        let ticks =
+            u64::try_from(deadline.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX);
+        let mut store = Store::new(
+            runtime.engine(),
+            Cell::new(shared.clone(), situation, ticks),
+        );
         store.limiter(|cell| &mut cell.meter);
         store.set_hostcall_fuel(shared.limits.result_bytes);
         store.set_epoch_deadline(1);
@@ -46,9 +50,17 @@ impl<'a> Instance<'a> {
             }
             cell.ticks_left -= 1;
             // Between two ticks the thread is given to other tasks.
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+            Ok(UpdateDeadline::YieldCustom(
+                1,
+                Box::pin(tokio::task::yield_now()),
+            ))
         });
-        Self { store, pre, exports: None, deadline }
+        Self {
+            store,
+            pre,
+            exports: None,
+            deadline,
+        }
     }
 
     /// Runs `work`, and stops it when its time is up.
@@ -87,26 +99,55 @@ impl<'a> Instance<'a> {
     }
 
     pub(super) async fn metadata(&mut self) -> Result<types::Metadata, StrategyFault> {
-        let Some(exports) = &self.exports else { return Err(unstarted()) };
-        let result = exports.backstop_strategy_policy().call_metadata(&mut self.store).await;
+        let Some(exports) = &self.exports else {
+            return Err(unstarted());
+        };
+        let result = exports
+            .backstop_strategy_policy()
+            .call_metadata(&mut self.store)
+            .await;
         result.map_err(|error| self.fault(error))
     }
 
-    pub(super) async fn configure(&mut self, config: &str) -> Result<Result<(), String>, StrategyFault> {
-        let Some(exports) = &self.exports else { return Err(unstarted()) };
-        let result = exports.backstop_strategy_policy().call_configure(&mut self.store, config).await;
+    pub(super) async fn configure(
+        &mut self,
+        config: &str,
+    ) -> Result<Result<(), String>, StrategyFault> {
+        let Some(exports) = &self.exports else {
+            return Err(unstarted());
+        };
+        let result = exports
+            .backstop_strategy_policy()
+            .call_configure(&mut self.store, config)
+            .await;
         result.map_err(|error| self.fault(error))
     }
 
-    pub(super) async fn condition(&mut self, failure: &types::Failure) -> Result<bool, StrategyFault> {
-        let Some(exports) = &self.exports else { return Err(unstarted()) };
-        let result = exports.backstop_strategy_policy().call_condition(&mut self.store, failure).await;
+    pub(super) async fn condition(
+        &mut self,
+        failure: &types::Failure,
+    ) -> Result<bool, StrategyFault> {
+        let Some(exports) = &self.exports else {
+            return Err(unstarted());
+        };
+        let result = exports
+            .backstop_strategy_policy()
+            .call_condition(&mut self.store, failure)
+            .await;
         result.map_err(|error| self.fault(error))
     }
 
-    pub(super) async fn action(&mut self, failure: &types::Failure) -> Result<types::Decision, StrategyFault> {
-        let Some(exports) = &self.exports else { return Err(unstarted()) };
-        let result = exports.backstop_strategy_policy().call_action(&mut self.store, failure).await;
+    pub(super) async fn action(
+        &mut self,
+        failure: &types::Failure,
+    ) -> Result<types::Decision, StrategyFault> {
+        let Some(exports) = &self.exports else {
+            return Err(unstarted());
+        };
+        let result = exports
+            .backstop_strategy_policy()
+            .call_action(&mut self.store, failure)
+            .await;
         result.map_err(|error| self.fault(error))
     }
 

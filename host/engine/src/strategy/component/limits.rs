@@ -78,20 +78,54 @@ impl Limits {
     /// [`LimitError`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), LimitError> {
         let in_range = |field, value: u64, low, high| {
-            if (low..=high).contains(&value) { Ok(()) } else { Err(LimitError { field, value, low, high }) }
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(LimitError {
+                    field,
+                    value,
+                    low,
+                    high,
+                })
+            }
         };
-        in_range("decision-deadline-ms", self.decision_deadline_ms, 10, 60_000)?;
-        in_range("configure-deadline-ms", self.configure_deadline_ms, 10, 60_000)?;
+        in_range(
+            "decision-deadline-ms",
+            self.decision_deadline_ms,
+            10,
+            60_000,
+        )?;
+        in_range(
+            "configure-deadline-ms",
+            self.configure_deadline_ms,
+            10,
+            60_000,
+        )?;
         in_range("memory-bytes", self.memory_bytes as u64, 64 << 10, 4 << 30)?;
-        in_range("table-elements", self.table_elements as u64, 0, MAX_TABLE_ELEMENTS as u64)?;
+        in_range(
+            "table-elements",
+            self.table_elements as u64,
+            0,
+            MAX_TABLE_ELEMENTS as u64,
+        )?;
         in_range("instances", self.instances as u64, 1, 128)?;
         in_range("memories", self.memories as u64, 1, 16)?;
         in_range("log-bytes", self.log_bytes as u64, 0, 16 << 20)?;
         in_range("log-lines", self.log_lines as u64, 0, 100_000)?;
         in_range("state-bytes", self.state_bytes as u64, 0, 1 << 30)?;
-        in_range("state-value-bytes", self.state_value_bytes as u64, 0, 64 << 20)?;
+        in_range(
+            "state-value-bytes",
+            self.state_value_bytes as u64,
+            0,
+            64 << 20,
+        )?;
         in_range("result-bytes", self.result_bytes as u64, 1 << 10, 64 << 20)?;
-        in_range("folder-file-bytes", self.folder_file_bytes as u64, 0, 256 << 20)?;
+        in_range(
+            "folder-file-bytes",
+            self.folder_file_bytes as u64,
+            0,
+            256 << 20,
+        )?;
         in_range("component-bytes", self.component_bytes as u64, 8, 256 << 20)
     }
 
@@ -117,8 +151,18 @@ impl fmt::Display for Limits {
         writeln!(f, "table elements      {}", self.table_elements)?;
         writeln!(f, "core instances      {}", self.instances)?;
         writeln!(f, "memories            {}", self.memories)?;
-        writeln!(f, "log, per decision   {} in {} lines", Size(self.log_bytes), self.log_lines)?;
-        writeln!(f, "state               {}, {} a value", Size(self.state_bytes), Size(self.state_value_bytes))?;
+        writeln!(
+            f,
+            "log, per decision   {} in {} lines",
+            Size(self.log_bytes),
+            self.log_lines
+        )?;
+        writeln!(
+            f,
+            "state               {}, {} a value",
+            Size(self.state_bytes),
+            Size(self.state_value_bytes)
+        )?;
         writeln!(f, "result              {}", Size(self.result_bytes))?;
         writeln!(f, "file of the folder  {}", Size(self.folder_file_bytes))?;
         write!(f, "component file      {}", Size(self.component_bytes))
@@ -161,14 +205,33 @@ mod tests {
     fn the_defaults_are_valid_and_one_override_keeps_the_others() {
         assert_eq!(Limits::default().validate(), Ok(()));
         let limits: Limits = serde_json::from_str(r#"{"memory-bytes": 134217728}"#).unwrap();
-        assert_eq!(limits, Limits { memory_bytes: 128 << 20, ..Limits::default() });
+        assert_eq!(
+            limits,
+            Limits {
+                memory_bytes: 128 << 20,
+                ..Limits::default()
+            }
+        );
         assert!(limits.to_string().contains("linear memory       128 MiB"));
     }
 
     #[test]
     fn a_limit_out_of_range_or_unknown_is_refused_by_name() {
-        let error = Limits { decision_deadline_ms: 0, ..Limits::default() }.validate().unwrap_err();
-        assert_eq!(error.to_string(), "decision-deadline-ms = 0 is out of range: use 10 to 60000");
-        assert!(serde_json::from_str::<Limits>(r#"{"memory": 1}"#).unwrap_err().to_string().contains("`memory`"));
+        let error = Limits {
+            decision_deadline_ms: 0,
+            ..Limits::default()
+        }
+        .validate()
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "decision-deadline-ms = 0 is out of range: use 10 to 60000"
+        );
+        assert!(
+            serde_json::from_str::<Limits>(r#"{"memory": 1}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("`memory`")
+        );
     }
 }

@@ -41,7 +41,10 @@ impl Manifest {
         let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0_u32);
         for payload in Parser::new(0).parse_all(bytes) {
             match payload.map_err(damaged)? {
-                Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => {
+                Payload::Version {
+                    encoding: Encoding::Module,
+                    ..
+                } if depth == 0 => {
                     return Err(LoadError::CoreModule { plugin: plugin() });
                 }
                 // A nested module or component ends like the outermost one does.
@@ -69,9 +72,15 @@ impl Manifest {
 }
 
 fn contract(plugin: &str, exports: Vec<String>) -> Result<String, LoadError> {
-    let policy = exports.iter().find_map(|export| export.strip_prefix(POLICY)?.strip_prefix('@'));
+    let policy = exports
+        .iter()
+        .find_map(|export| export.strip_prefix(POLICY)?.strip_prefix('@'));
     match policy.map(str::to_owned) {
-        None => Err(LoadError::WrongWorld { plugin: plugin.into(), wanted: offered(), exports }),
+        None => Err(LoadError::WrongWorld {
+            plugin: plugin.into(),
+            wanted: offered(),
+            exports,
+        }),
         Some(version) if compatible(&version) => Ok(version),
         Some(version) => Err(LoadError::Contract {
             plugin: plugin.into(),
@@ -86,13 +95,22 @@ fn contract(plugin: &str, exports: Vec<String>) -> Result<String, LoadError> {
 fn compatible(version: &str) -> bool {
     let track = |version: &str| {
         let mut numbers = version.split('.');
-        (numbers.next().map(str::to_owned), numbers.next().map(str::to_owned))
+        (
+            numbers.next().map(str::to_owned),
+            numbers.next().map(str::to_owned),
+        )
     };
     track(version) == track(VERSION)
 }
 
 fn check_import(plugin: &str, import: &str) -> Result<(), LoadError> {
-    let forbidden = |what| Err(LoadError::Forbidden { plugin: plugin.into(), import: import.into(), what });
+    let forbidden = |what| {
+        Err(LoadError::Forbidden {
+            plugin: plugin.into(),
+            import: import.into(),
+            what,
+        })
+    };
     if import.starts_with("wasi:sockets/") {
         return forbidden("network");
     }
@@ -105,30 +123,69 @@ fn check_import(plugin: &str, import: &str) -> Result<(), LoadError> {
         return if compatible(version) {
             Ok(())
         } else {
-            Err(LoadError::Contract { plugin: plugin.into(), wants: import.into(), offers: format!("{name}@{VERSION}") })
+            Err(LoadError::Contract {
+                plugin: plugin.into(),
+                wants: import.into(),
+                offers: format!("{name}@{VERSION}"),
+            })
         };
     }
-    let known = ["wasi:cli", "wasi:clocks", "wasi:filesystem", "wasi:io", "wasi:random"].contains(&package)
+    let known = [
+        "wasi:cli",
+        "wasi:clocks",
+        "wasi:filesystem",
+        "wasi:io",
+        "wasi:random",
+    ]
+    .contains(&package)
         && version.starts_with("0.2.");
-    if known { Ok(()) } else { Err(LoadError::UnknownImport { plugin: plugin.into(), import: import.into() }) }
+    if known {
+        Ok(())
+    } else {
+        Err(LoadError::UnknownImport {
+            plugin: plugin.into(),
+            import: import.into(),
+        })
+    }
 }
 
 /// Turns what a strategy says of itself into what the engine works with.
 pub(super) fn info(plugin: &str, metadata: types::Metadata) -> Result<StrategyInfo, LoadError> {
-    let field = |field, reason: String| LoadError::Field { plugin: plugin.into(), field, reason };
-    for (name, list) in
-        [("kinds", &metadata.kinds), ("operations", &metadata.operations), ("capabilities", &metadata.capabilities)]
-    {
+    let field = |field, reason: String| LoadError::Field {
+        plugin: plugin.into(),
+        field,
+        reason,
+    };
+    for (name, list) in [
+        ("kinds", &metadata.kinds),
+        ("operations", &metadata.operations),
+        ("capabilities", &metadata.capabilities),
+    ] {
         if list.len() > MAX_ENTRIES {
-            return Err(field(name, format!("{} entries, at most {MAX_ENTRIES} are allowed", list.len())));
+            return Err(field(
+                name,
+                format!("{} entries, at most {MAX_ENTRIES} are allowed", list.len()),
+            ));
         }
-        if let Some(entry) = list.iter().find(|entry| entry.is_empty() || entry.len() > MAX_ENTRY_BYTES) {
-            return Err(field(name, format!("an entry of {} bytes, use 1 to {MAX_ENTRY_BYTES}", entry.len())));
+        if let Some(entry) = list
+            .iter()
+            .find(|entry| entry.is_empty() || entry.len() > MAX_ENTRY_BYTES)
+        {
+            return Err(field(
+                name,
+                format!(
+                    "an entry of {} bytes, use 1 to {MAX_ENTRY_BYTES}",
+                    entry.len()
+                ),
+            ));
         }
     }
     for (name, text) in [("version", &metadata.version), ("level", &metadata.level)] {
         if text.is_empty() || text.len() > MAX_ENTRY_BYTES {
-            return Err(field(name, format!("{} bytes, use 1 to {MAX_ENTRY_BYTES}", text.len())));
+            return Err(field(
+                name,
+                format!("{} bytes, use 1 to {MAX_ENTRY_BYTES}", text.len()),
+            ));
         }
     }
     let info = StrategyInfo {
@@ -159,10 +216,18 @@ pub(super) fn check_config(plugin: &str, schema: &str, config: &Value) -> Result
     if schema.is_empty() {
         return Ok(());
     }
-    let refuse = |reason: String| LoadError::Field { plugin: plugin.into(), field: "config-schema", reason };
-    let schema: Value = serde_json::from_str(schema).map_err(|error| refuse(format!("not JSON: {error}")))?;
-    let validator = jsonschema::draft202012::new(&schema).map_err(|error| refuse(format!("not a JSON Schema: {error}")))?;
-    validator.validate(config).map_err(|error| explain(plugin, &schema, &error))
+    let refuse = |reason: String| LoadError::Field {
+        plugin: plugin.into(),
+        field: "config-schema",
+        reason,
+    };
+    let schema: Value =
+        serde_json::from_str(schema).map_err(|error| refuse(format!("not JSON: {error}")))?;
+    let validator = jsonschema::draft202012::new(&schema)
+        .map_err(|error| refuse(format!("not a JSON Schema: {error}")))?;
+    validator
+        .validate(config)
+        .map_err(|error| explain(plugin, &schema, &error))
 }
 
 /// One sentence about the field at fault, and one about what would be right.
@@ -171,13 +236,20 @@ fn explain(plugin: &str, schema: &Value, error: &jsonschema::ValidationError<'_>
 
     let parent = error.instance_path().as_str().replace('/', ".");
     let mut field = format!("config{parent}");
-    let owner = error.schema_path().as_str().rsplit_once('/').map_or("", |(owner, _)| owner);
+    let owner = error
+        .schema_path()
+        .as_str()
+        .rsplit_once('/')
+        .map_or("", |(owner, _)| owner);
     let owner = schema.pointer(owner).unwrap_or(schema);
     let remedy = match error.kind() {
         At::Required { property } => {
             let name = property.as_str().unwrap_or_default();
             field = format!("{field}.{name}");
-            format!("write it{}", described(owner.pointer(&format!("/properties/{name}"))))
+            format!(
+                "write it{}",
+                described(owner.pointer(&format!("/properties/{name}")))
+            )
         }
         At::AdditionalProperties { unexpected } | At::UnevaluatedProperties { unexpected } => {
             field = format!("{field}.{}", unexpected.first().map_or("", String::as_str));
@@ -186,11 +258,20 @@ fn explain(plugin: &str, schema: &Value, error: &jsonschema::ValidationError<'_>
                 .and_then(Value::as_object)
                 .map(|properties| properties.keys().map(String::as_str).collect())
                 .unwrap_or_default();
-            if known.is_empty() { "remove it".into() } else { format!("remove it, or use one of: {}", known.join(", ")) }
+            if known.is_empty() {
+                "remove it".into()
+            } else {
+                format!("remove it, or use one of: {}", known.join(", "))
+            }
         }
         _ => format!("correct it{}", described(Some(owner))),
     };
-    LoadError::Config { plugin: plugin.into(), field, reason: error.to_string(), remedy }
+    LoadError::Config {
+        plugin: plugin.into(),
+        field,
+        reason: error.to_string(),
+        remedy,
+    }
 }
 
 fn described(schema: Option<&Value>) -> String {
@@ -218,7 +299,11 @@ mod tests {
 
     #[test]
     fn a_wrong_configuration_is_refused_with_field_reason_and_remedy() {
-        let refusal = |config: Value| check_config("p", &schema(), &config).unwrap_err().to_string();
+        let refusal = |config: Value| {
+            check_config("p", &schema(), &config)
+                .unwrap_err()
+                .to_string()
+        };
         assert!(check_config("p", &schema(), &json!({ "path": "a", "retries": 3 })).is_ok());
         assert_eq!(
             refusal(json!({ "path": "a", "retries": 11 })),
@@ -229,14 +314,24 @@ mod tests {
             "plugin p: `config.path` is wrong: \"path\" is a required property: write it (The file to answer from)"
         );
         let extra = refusal(json!({ "path": "a", "retry": 1 }));
-        assert!(extra.contains("`config.retry` is wrong") && extra.contains("use one of: path, retries"), "{extra}");
+        assert!(
+            extra.contains("`config.retry` is wrong")
+                && extra.contains("use one of: path, retries"),
+            "{extra}"
+        );
         assert!(refusal(json!([])).contains("it is not an object"));
     }
 
     #[test]
     fn a_schema_that_is_none_or_fetches_another_is_refused() {
-        for schema in ["{", "{\"type\": 7}", "{\"$ref\": \"http://127.0.0.1:1/schema\"}"] {
-            let error = check_config("p", schema, &json!({})).unwrap_err().to_string();
+        for schema in [
+            "{",
+            "{\"type\": 7}",
+            "{\"$ref\": \"http://127.0.0.1:1/schema\"}",
+        ] {
+            let error = check_config("p", schema, &json!({}))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("`config-schema`"), "{error}");
         }
         assert!(check_config("p", "", &json!({ "any": 1 })).is_ok());
@@ -249,8 +344,15 @@ mod tests {
         assert!(refusal("wasi:http/outgoing-handler@0.2.6").contains("gets no network"));
         assert!(refusal("vendor:thing/api@1.0.0").contains("`vendor:thing/api@1.0.0`"));
         let newer = refusal("backstop:strategy/log@0.2.0");
-        assert!(newer.contains("`backstop:strategy/log@0.2.0`") && newer.contains("`backstop:strategy/log@0.1.0`"));
-        for good in ["wasi:cli/exit@0.2.9", "backstop:strategy/log@0.1.0", "backstop:strategy/log@0.1.7"] {
+        assert!(
+            newer.contains("`backstop:strategy/log@0.2.0`")
+                && newer.contains("`backstop:strategy/log@0.1.0`")
+        );
+        for good in [
+            "wasi:cli/exit@0.2.9",
+            "backstop:strategy/log@0.1.0",
+            "backstop:strategy/log@0.1.7",
+        ] {
             assert!(check_import("p", good).is_ok(), "{good}");
         }
     }

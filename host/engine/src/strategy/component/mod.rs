@@ -117,7 +117,9 @@ pub struct ComponentStrategy {
 
 impl std::fmt::Debug for ComponentStrategy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ComponentStrategy").field("inspection", &self.inspection).finish_non_exhaustive()
+        f.debug_struct("ComponentStrategy")
+            .field("inspection", &self.inspection)
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,34 +138,74 @@ impl ComponentStrategy {
         bytes: impl Into<Bytes>,
         options: StrategyOptions,
     ) -> Result<Arc<Self>, LoadError> {
-        let StrategyOptions { config, limits, grants, quarantine } = options;
-        limits.validate().map_err(|source| LoadError::Limit { plugin: plugin.into(), source })?;
+        let StrategyOptions {
+            config,
+            limits,
+            grants,
+            quarantine,
+        } = options;
+        limits.validate().map_err(|source| LoadError::Limit {
+            plugin: plugin.into(),
+            source,
+        })?;
         let bytes = bytes.into();
         if bytes.len() > limits.component_bytes {
-            return Err(LoadError::TooLarge { plugin: plugin.into(), limit: limits.component_bytes });
+            return Err(LoadError::TooLarge {
+                plugin: plugin.into(),
+                limit: limits.component_bytes,
+            });
         }
 
-        let compiled = Compiled::off_thread(runtime, plugin, bytes, &grants, limits.folder_file_bytes).await?;
-        let Compiled { manifest, pre, folder, size, sha256 } = compiled;
+        let compiled =
+            Compiled::off_thread(runtime, plugin, bytes, &grants, limits.folder_file_bytes).await?;
+        let Compiled {
+            manifest,
+            pre,
+            folder,
+            size,
+            sha256,
+        } = compiled;
         let shared = Arc::new(Shared {
             name: plugin.into(),
-            state: grants.state.then(|| State::new(limits.state_bytes, limits.state_value_bytes)),
+            state: grants
+                .state
+                .then(|| State::new(limits.state_bytes, limits.state_value_bytes)),
             folder,
             clock_start: runtime.started(),
             limits: limits.clone(),
         });
 
         let info = Self::ask_metadata(runtime, &pre, &shared).await?;
-        let interest = info.interest().map_err(|source| LoadError::Info { plugin: plugin.into(), source })?;
+        let interest = info.interest().map_err(|source| LoadError::Info {
+            plugin: plugin.into(),
+            source,
+        })?;
         check_grants(plugin, &info, &grants)?;
         manifest::check_config(plugin, &info.config_schema, &config)?;
         let config: Arc<str> = config.to_string().into();
         let routes = Self::first_configure(runtime, &pre, &shared, &config).await?;
 
         let Manifest { imports, contract } = manifest;
-        let inspection = Inspection { info, contract, imports, routes, limits, grants, size, sha256 };
+        let inspection = Inspection {
+            info,
+            contract,
+            imports,
+            routes,
+            limits,
+            grants,
+            size,
+            sha256,
+        };
         let quarantine = Quarantine::new(quarantine);
-        Ok(Arc::new(Self { runtime: runtime.clone(), pre, shared, config, interest, inspection, quarantine }))
+        Ok(Arc::new(Self {
+            runtime: runtime.clone(),
+            pre,
+            shared,
+            config,
+            interest,
+            inspection,
+            quarantine,
+        }))
     }
 
     async fn ask_metadata(
@@ -171,9 +213,18 @@ impl ComponentStrategy {
         pre: &StrategyPre<Cell>,
         shared: &Arc<Shared>,
     ) -> Result<StrategyInfo, LoadError> {
-        let fault = |source| LoadError::Metadata { plugin: shared.name.to_string(), source };
+        let fault = |source| LoadError::Metadata {
+            plugin: shared.name.to_string(),
+            source,
+        };
         let _slot = runtime.slot().await;
-        let mut instance = Instance::new(runtime, pre, shared, None, shared.limits.configure_deadline());
+        let mut instance = Instance::new(
+            runtime,
+            pre,
+            shared,
+            None,
+            shared.limits.configure_deadline(),
+        );
         let metadata = instance
             .within_deadline(async |instance| {
                 instance.start().await?;
@@ -192,7 +243,13 @@ impl ComponentStrategy {
     ) -> Result<Vec<Route>, LoadError> {
         let plugin = || shared.name.to_string();
         let _slot = runtime.slot().await;
-        let mut instance = Instance::new(runtime, pre, shared, None, shared.limits.configure_deadline());
+        let mut instance = Instance::new(
+            runtime,
+            pre,
+            shared,
+            None,
+            shared.limits.configure_deadline(),
+        );
         let answer = instance
             .within_deadline(async |instance| {
                 instance.start().await?;
@@ -200,14 +257,24 @@ impl ComponentStrategy {
                 instance.configure(config).await
             })
             .await
-            .map_err(|source| LoadError::Configure { plugin: plugin(), source })?;
-        answer.map_err(|message| LoadError::Refused { plugin: plugin(), message })?;
-        let Phase::Load(routes) = std::mem::replace(&mut instance.cell().phase, Phase::Start) else {
+            .map_err(|source| LoadError::Configure {
+                plugin: plugin(),
+                source,
+            })?;
+        answer.map_err(|message| LoadError::Refused {
+            plugin: plugin(),
+            message,
+        })?;
+        let Phase::Load(routes) = std::mem::replace(&mut instance.cell().phase, Phase::Start)
+        else {
             return Ok(Vec::new());
         };
         if routes.len() > MAX_ROUTES {
             let reason = format!("more than {MAX_ROUTES} routes are declared");
-            return Err(LoadError::Configure { plugin: plugin(), source: StrategyFault::Garbage(reason) });
+            return Err(LoadError::Configure {
+                plugin: plugin(),
+                source: StrategyFault::Garbage(reason),
+            });
         }
         Ok(routes)
     }
@@ -224,8 +291,11 @@ impl ComponentStrategy {
             return Err(StrategyFault::Quarantined { faults });
         }
         // Waiting for others is not the strategy's fault: it is bounded by the call, not counted.
-        let Ok(_slot) = tokio::time::timeout_at(situation.deadline, self.runtime.slot()).await else {
-            return Err(StrategyFault::Instantiate("too many decisions at once".into()));
+        let Ok(_slot) = tokio::time::timeout_at(situation.deadline, self.runtime.slot()).await
+        else {
+            return Err(StrategyFault::Instantiate(
+                "too many decisions at once".into(),
+            ));
         };
         let result = self.decide_in_fresh_instance(situation).await;
         match &result {
@@ -241,19 +311,30 @@ impl ComponentStrategy {
         result
     }
 
-    async fn decide_in_fresh_instance(&self, situation: &Situation) -> Result<Option<Decision>, StrategyFault> {
+    async fn decide_in_fresh_instance(
+        &self,
+        situation: &Situation,
+    ) -> Result<Option<Decision>, StrategyFault> {
         let limits = &self.shared.limits;
         let situation = situation.clone();
         let failure = verdict::failure(&situation);
         let deadline = limits.decision_deadline();
-        let mut instance = Instance::new(&self.runtime, &self.pre, &self.shared, Some(situation), deadline);
+        let mut instance = Instance::new(
+            &self.runtime,
+            &self.pre,
+            &self.shared,
+            Some(situation),
+            deadline,
+        );
         let decision = instance
             .within_deadline(async |instance| {
                 instance.start().await?;
                 instance.cell().phase = Phase::Configure;
                 if let Err(message) = instance.configure(&self.config).await? {
                     // It took the same configuration when it was loaded.
-                    return Err(StrategyFault::Garbage(format!("`configure` now says: {message}")));
+                    return Err(StrategyFault::Garbage(format!(
+                        "`configure` now says: {message}"
+                    )));
                 }
                 instance.cell().phase = Phase::Decide;
                 if !instance.condition(&failure).await? {
@@ -262,7 +343,9 @@ impl ComponentStrategy {
                 instance.action(&failure).await.map(Some)
             })
             .await?;
-        decision.map(|raw| verdict::decision(raw, limits)).transpose()
+        decision
+            .map(|raw| verdict::decision(raw, limits))
+            .transpose()
     }
 
     /// The name it was loaded under.
@@ -325,11 +408,20 @@ impl Compiled {
                 None => None,
                 Some(path) => match Folder::open(&path, file_limit) {
                     Ok(folder) => Some(folder),
-                    Err(source) => return Err(LoadError::GrantedFolder { plugin: name, path, source }),
+                    Err(source) => {
+                        return Err(LoadError::GrantedFolder {
+                            plugin: name,
+                            path,
+                            source,
+                        });
+                    }
                 },
             };
-            let component = Component::new(runtime.engine(), &bytes)
-                .map_err(|error| LoadError::Compile { plugin: name.clone(), reason: format!("{error:#}") })?;
+            let component =
+                Component::new(runtime.engine(), &bytes).map_err(|error| LoadError::Compile {
+                    plugin: name.clone(),
+                    reason: format!("{error:#}"),
+                })?;
             let link = |error: wasmtime::Error| LoadError::Link {
                 plugin: name.clone(),
                 offers: manifest::offered(),
@@ -337,24 +429,43 @@ impl Compiled {
             };
             let pre = runtime.linker().instantiate_pre(&component).map_err(link)?;
             let pre = StrategyPre::new(pre).map_err(link)?;
-            let sha256 = Sha256::digest(&bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            });
-            Ok(Self { manifest, pre, folder, size: bytes.len(), sha256 })
+            let sha256 =
+                Sha256::digest(&bytes)
+                    .iter()
+                    .fold(String::with_capacity(64), |mut text, byte| {
+                        let _ = write!(text, "{byte:02x}");
+                        text
+                    });
+            Ok(Self {
+                manifest,
+                pre,
+                folder,
+                size: bytes.len(),
+                sha256,
+            })
         };
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
-            Err(_) => Err(LoadError::Aborted { plugin: plugin.into() }),
+            Err(_) => Err(LoadError::Aborted {
+                plugin: plugin.into(),
+            }),
         }
     }
 }
 
 fn check_grants(plugin: &str, info: &StrategyInfo, grants: &Grants) -> Result<(), LoadError> {
-    let refuse = |capability, remedy| Err(LoadError::NotGranted { plugin: plugin.into(), capability, remedy });
+    let refuse = |capability, remedy| {
+        Err(LoadError::NotGranted {
+            plugin: plugin.into(),
+            capability,
+            remedy,
+        })
+    };
     for capability in &info.capabilities {
         match &**capability {
-            "folder" if grants.folder.is_none() => return refuse("folder", "grants.folder = \"PATH\""),
+            "folder" if grants.folder.is_none() => {
+                return refuse("folder", "grants.folder = \"PATH\"");
+            }
             "state" if !grants.state => return refuse("state", "grants.state = true"),
             _ => {}
         }

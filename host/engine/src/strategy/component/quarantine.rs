@@ -25,7 +25,11 @@ pub struct QuarantinePolicy {
 
 impl Default for QuarantinePolicy {
     fn default() -> Self {
-        Self { faults: 3, first_ms: 1_000, longest_ms: 300_000 }
+        Self {
+            faults: 3,
+            first_ms: 1_000,
+            longest_ms: 300_000,
+        }
     }
 }
 
@@ -55,7 +59,10 @@ struct Count {
 
 impl Quarantine {
     pub(super) fn new(policy: QuarantinePolicy) -> Self {
-        Self { policy, count: Mutex::default() }
+        Self {
+            policy,
+            count: Mutex::default(),
+        }
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
@@ -65,16 +72,22 @@ impl Quarantine {
     /// The faults that keep the strategy in quarantine now; `None` where it may be asked.
     pub(super) fn held(&self) -> Option<u32> {
         let count = self.count();
-        count.until.is_some_and(|until| Instant::now() < until).then_some(count.faults)
+        count
+            .until
+            .is_some_and(|until| Instant::now() < until)
+            .then_some(count.faults)
     }
 
     pub(super) fn standing(&self) -> Standing {
         let count = self.count();
-        let left = count.until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = count
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.filter(|left| !left.is_zero());
         Standing {
             faults: count.faults,
-            quarantined_for_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)),
+            quarantined_for_ms: left
+                .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)),
         }
     }
 
@@ -92,7 +105,12 @@ impl Quarantine {
             return None;
         }
         let factor = 1_u64.checked_shl(count.spells).unwrap_or(u64::MAX);
-        let spell = Duration::from_millis(self.policy.first_ms.saturating_mul(factor).min(self.policy.longest_ms));
+        let spell = Duration::from_millis(
+            self.policy
+                .first_ms
+                .saturating_mul(factor)
+                .min(self.policy.longest_ms),
+        );
         count.spells = count.spells.saturating_add(1);
         count.until = now.checked_add(spell);
         Some(spell)
@@ -104,14 +122,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn three_faults_in_a_row_quarantine_and_each_further_spell_is_twice_as_long_up_to_the_cap() {
+    async fn three_faults_in_a_row_quarantine_and_each_further_spell_is_twice_as_long_up_to_the_cap()
+     {
         let quarantine = Quarantine::new(QuarantinePolicy::default());
         assert_eq!((quarantine.faulted(), quarantine.faulted()), (None, None));
         let mut spell = Duration::from_secs(1);
         for _ in 0..100 {
             assert_eq!(quarantine.faulted(), Some(spell));
             assert!(quarantine.held().is_some());
-            assert_eq!(quarantine.faulted(), None, "a late fault does not prolong it");
+            assert_eq!(
+                quarantine.faulted(),
+                None,
+                "a late fault does not prolong it"
+            );
             tokio::time::advance(spell).await;
             assert_eq!(quarantine.held(), None, "it is released by itself");
             spell = (spell * 2).min(Duration::from_secs(300));
@@ -125,7 +148,13 @@ mod tests {
         quarantine.faulted();
         quarantine.succeeded();
         assert_eq!((quarantine.faulted(), quarantine.faulted()), (None, None));
-        assert_eq!(quarantine.standing(), Standing { faults: 2, quarantined_for_ms: None });
+        assert_eq!(
+            quarantine.standing(),
+            Standing {
+                faults: 2,
+                quarantined_for_ms: None
+            }
+        );
         assert!(quarantine.faulted().is_some());
     }
 }

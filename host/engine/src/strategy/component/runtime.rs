@@ -54,7 +54,9 @@ struct Shared {
 
 impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runtime").field("pooled", &self.0.pooled).finish_non_exhaustive()
+        f.debug_struct("Runtime")
+            .field("pooled", &self.0.pooled)
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,8 +72,10 @@ impl Runtime {
             Some(folder) => {
                 let mut config = CacheConfig::new();
                 config.with_directory(&folder);
-                let cache = Cache::new(config)
-                    .map_err(|error| RuntimeError::Cache { folder, source: error.into_boxed_dyn_error() })?;
+                let cache = Cache::new(config).map_err(|error| RuntimeError::Cache {
+                    folder,
+                    source: error.into_boxed_dyn_error(),
+                })?;
                 Some(cache)
             }
         };
@@ -124,7 +128,10 @@ impl Runtime {
 
 fn config(cache: Option<Cache>, pooled: bool) -> Config {
     let mut config = Config::new();
-    config.epoch_interruption(true).parallel_compilation(true).cache(cache);
+    config
+        .epoch_interruption(true)
+        .parallel_compilation(true)
+        .cache(cache);
     if pooled {
         let count = u32::try_from(CONCURRENT_DECISIONS).unwrap_or(u32::MAX);
         let mut pool = PoolingAllocationConfig::new();
@@ -181,7 +188,9 @@ fn ticker(engine: &Engine) -> Result<Sender<()>, RuntimeError> {
         .name("backstop-ticker".into())
         .spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(TICK) {
-                let Some(engine) = engine.upgrade() else { break };
+                let Some(engine) = engine.upgrade() else {
+                    break;
+                };
                 engine.increment_epoch();
             }
         })

@@ -62,7 +62,13 @@ impl Entries {
         self.by_key.get_mut(key)
     }
 
-    fn put(&mut self, quota: usize, key: &str, entry: Entry, now: Instant) -> Result<(), StateError> {
+    fn put(
+        &mut self,
+        quota: usize,
+        key: &str,
+        entry: Entry,
+        now: Instant,
+    ) -> Result<(), StateError> {
         let freed = self.by_key.get(key).map_or(0, |old| cost(key, &old.value));
         let added = cost(key, &entry.value);
         if self.used - freed + added > quota {
@@ -97,7 +103,11 @@ fn expiry(now: Instant, ttl: Option<u64>) -> Option<Instant> {
 
 impl State {
     pub(super) fn new(quota: usize, value_limit: usize) -> Self {
-        Self { quota, value_limit, entries: Mutex::default() }
+        Self {
+            quota,
+            value_limit,
+            entries: Mutex::default(),
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -105,15 +115,30 @@ impl State {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.entries().live(key, Instant::now()).map(|entry| entry.value.clone())
+        self.entries()
+            .live(key, Instant::now())
+            .map(|entry| entry.value.clone())
     }
 
-    pub(super) fn set(&self, key: &str, value: Vec<u8>, ttl: Option<u64>) -> Result<(), StateError> {
+    pub(super) fn set(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        ttl: Option<u64>,
+    ) -> Result<(), StateError> {
         if value.len() > self.value_limit {
             return Err(StateError::Quota(self.value_limit));
         }
         let now = Instant::now();
-        self.entries().put(self.quota, key, Entry { value, expires: expiry(now, ttl) }, now)
+        self.entries().put(
+            self.quota,
+            key,
+            Entry {
+                value,
+                expires: expiry(now, ttl),
+            },
+            now,
+        )
     }
 
     pub(super) fn delete(&self, key: &str) -> bool {
@@ -121,14 +146,22 @@ impl State {
         entries.live(key, Instant::now()).is_some() && entries.remove(key).is_some()
     }
 
-    pub(super) fn increment(&self, key: &str, by: i64, ttl: Option<u64>) -> Result<i64, StateError> {
+    pub(super) fn increment(
+        &self,
+        key: &str,
+        by: i64,
+        ttl: Option<u64>,
+    ) -> Result<i64, StateError> {
         let now = Instant::now();
         let mut entries = self.entries();
         let (old, expires) = match entries.live(key, now) {
             None => (0, expiry(now, ttl)),
             Some(entry) => {
                 let text = std::str::from_utf8(&entry.value).map_err(|_| StateError::NotANumber)?;
-                (text.parse::<i64>().map_err(|_| StateError::NotANumber)?, entry.expires)
+                (
+                    text.parse::<i64>().map_err(|_| StateError::NotANumber)?,
+                    entry.expires,
+                )
             }
         };
         let sum = old.saturating_add(by);
@@ -157,10 +190,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_quota_counts_keys_values_and_entries_and_what_is_past_its_time_makes_room() {
         let state = State::new(200, 100);
-        assert_eq!(state.set("a", vec![0; 101], None), Err(StateError::Quota(100)));
+        assert_eq!(
+            state.set("a", vec![0; 101], None),
+            Err(StateError::Quota(100))
+        );
         assert_eq!(state.set("a", vec![0; 50], Some(10)), Ok(()));
-        assert_eq!(state.set("b", vec![0; 50], None), Err(StateError::Quota(200)));
-        assert_eq!(state.set("a", vec![0; 100], Some(10)), Ok(()), "a replaced value frees its own");
+        assert_eq!(
+            state.set("b", vec![0; 50], None),
+            Err(StateError::Quota(200))
+        );
+        assert_eq!(
+            state.set("a", vec![0; 100], Some(10)),
+            Ok(()),
+            "a replaced value frees its own"
+        );
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(state.set("b", vec![0; 100], None), Ok(()));
         assert!(!state.delete("a"));

@@ -82,16 +82,25 @@ pub(super) fn decision(raw: types::Decision, limits: &Limits) -> Result<Decision
                 Action::Answer(AnswerData::Static(body))
             }
         },
-        types::Action::Fail(fail) => {
-            Action::Fail { message: fail.message.map(|message| sentence("message", message)).transpose()? }
-        }
+        types::Action::Fail(fail) => Action::Fail {
+            message: fail
+                .message
+                .map(|message| sentence("message", message))
+                .transpose()?,
+        },
         types::Action::Decline => Action::Decline,
         types::Action::Custom(custom) => {
             json("payload", &custom.payload, limits)?;
-            Action::Custom { name: name("name", custom.name)?, payload: custom.payload }
+            Action::Custom {
+                name: name("name", custom.name)?,
+                payload: custom.payload,
+            }
         }
     };
-    Ok(Decision { action, reason: sentence("reason", raw.reason)? })
+    Ok(Decision {
+        action,
+        reason: sentence("reason", raw.reason)?,
+    })
 }
 
 fn garbage<T>(why: String) -> Result<T, StrategyFault> {
@@ -102,7 +111,9 @@ fn name(field: &str, text: String) -> Result<String, StrategyFault> {
     match text.len() {
         0 => garbage(format!("`{field}` is empty")),
         1..=MAX_NAME_BYTES => Ok(text),
-        n => garbage(format!("`{field}` has {n} bytes, at most {MAX_NAME_BYTES} are allowed")),
+        n => garbage(format!(
+            "`{field}` has {n} bytes, at most {MAX_NAME_BYTES} are allowed"
+        )),
     }
 }
 
@@ -113,13 +124,19 @@ fn optional_name(field: &str, text: Option<String>) -> Result<Option<String>, St
 fn sentence(field: &str, text: String) -> Result<String, StrategyFault> {
     match text.len() {
         0..=MAX_SENTENCE_BYTES => Ok(text),
-        n => garbage(format!("`{field}` has {n} bytes, at most {MAX_SENTENCE_BYTES} are allowed")),
+        n => garbage(format!(
+            "`{field}` has {n} bytes, at most {MAX_SENTENCE_BYTES} are allowed"
+        )),
     }
 }
 
 fn json(field: &str, text: &str, limits: &Limits) -> Result<serde_json::Value, StrategyFault> {
     if text.len() > limits.result_bytes {
-        return garbage(format!("`{field}` has {} bytes, at most {} are allowed", text.len(), limits.result_bytes));
+        return garbage(format!(
+            "`{field}` has {} bytes, at most {} are allowed",
+            text.len(),
+            limits.result_bytes
+        ));
     }
     serde_json::from_str(text).or_else(|error| garbage(format!("`{field}` is not JSON: {error}")))
 }
