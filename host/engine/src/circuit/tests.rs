@@ -15,19 +15,30 @@ struct Bench {
 
 impl Bench {
     fn new(change: impl FnOnce(&mut CircuitConfig)) -> Self {
-        let mut config = CircuitConfig { jitter_percent: 0, ..CircuitConfig::default() };
+        let mut config = CircuitConfig {
+            jitter_percent: 0,
+            ..CircuitConfig::default()
+        };
         change(&mut config);
         config.validate().unwrap();
         let now = Instant::now();
-        Self { circuit: Circuit::new(now), config, now }
+        Self {
+            circuit: Circuit::new(now),
+            config,
+            now,
+        }
     }
 
     fn admit(&self) -> Option<Ticket> {
-        self.circuit.admit(&self.config, self.now).map(|(ticket, _)| ticket)
+        self.circuit
+            .admit(&self.config, self.now)
+            .map(|(ticket, _)| ticket)
     }
 
     fn settle(&self, ticket: Ticket, verdict: Option<Verdict>) -> Option<Transition> {
-        self.circuit.settle(&ticket, verdict, &self.config, self.now, &|| 0).1
+        self.circuit
+            .settle(&ticket, verdict, &self.config, self.now, &|| 0)
+            .1
     }
 
     fn call(&self, verdict: Verdict) -> Option<Transition> {
@@ -71,8 +82,11 @@ fn failures_in_a_row_open_it_and_a_success_in_between_does_not_count_as_one() {
     for _ in 0..4 {
         assert_eq!(bench.call(Verdict::Ill), None);
     }
-    let opened =
-        Transition::Opened { open_for: secs(5.0), openings: 1, cause: OpenCause::ConsecutiveFailures };
+    let opened = Transition::Opened {
+        open_for: secs(5.0),
+        openings: 1,
+        cause: OpenCause::ConsecutiveFailures,
+    };
     assert_eq!(bench.call(Verdict::Ill), Some(opened));
     assert!(bench.admit().is_none());
 }
@@ -86,7 +100,13 @@ fn a_failure_rate_opens_it_only_with_enough_results() {
     }
     bench.call(Verdict::Well);
     let opened = bench.call(Verdict::Ill);
-    assert!(matches!(opened, Some(Transition::Opened { cause: OpenCause::FailureRate, .. })));
+    assert!(matches!(
+        opened,
+        Some(Transition::Opened {
+            cause: OpenCause::FailureRate,
+            ..
+        })
+    ));
 }
 
 #[test]
@@ -131,7 +151,10 @@ fn a_probe_that_hangs_loses_its_place_and_its_say() {
     let next = bench.admit().expect("the place of the one that hangs");
     assert_eq!(bench.settle(hung, Some(Verdict::Ill)), None);
     assert_eq!(bench.circuit.state(), CircuitState::HalfOpen);
-    assert!(bench.admit().is_none(), "the late result must not free the place of another");
+    assert!(
+        bench.admit().is_none(),
+        "the late result must not free the place of another"
+    );
     bench.settle(next, Some(Verdict::Well));
 }
 
@@ -155,7 +178,11 @@ fn it_closes_after_enough_good_results_and_opens_again_at_the_first_bad_one() {
     let mut bench = Bench::new(|_| {});
     bench.now += bench.open();
     assert_eq!(bench.call(Verdict::Well), None);
-    let reopened = Transition::Opened { open_for: secs(10.0), openings: 2, cause: OpenCause::ProbeFailed };
+    let reopened = Transition::Opened {
+        open_for: secs(10.0),
+        openings: 2,
+        cause: OpenCause::ProbeFailed,
+    };
     assert_eq!(bench.call(Verdict::Ill), Some(reopened));
     bench.now += secs(10.0);
     assert_eq!(bench.call(Verdict::Well), None);
@@ -182,10 +209,24 @@ fn jitter_comes_on_top_of_the_cap() {
     let ticket = |_| bench.admit().unwrap();
     let tickets: Vec<_> = (0..5).map(ticket).collect();
     let opened = tickets.iter().find_map(|ticket| {
-        bench.circuit.settle(ticket, Some(Verdict::Ill), &bench.config, bench.now, &|| u64::MAX / 2).1
+        bench
+            .circuit
+            .settle(
+                ticket,
+                Some(Verdict::Ill),
+                &bench.config,
+                bench.now,
+                &|| u64::MAX / 2,
+            )
+            .1
     });
-    let Some(Transition::Opened { open_for, .. }) = opened else { panic!("{opened:?}") };
-    assert!((open_for.as_secs_f64() - 330.0).abs() < 0.001, "{open_for:?}");
+    let Some(Transition::Opened { open_for, .. }) = opened else {
+        panic!("{opened:?}")
+    };
+    assert!(
+        (open_for.as_secs_f64() - 330.0).abs() < 0.001,
+        "{open_for:?}"
+    );
 }
 
 #[test]
@@ -208,7 +249,10 @@ fn a_forced_request_is_single_and_its_failure_does_not_prolong_the_opening() {
     let bench = Bench::new(|config| config.half_open_probes = 3);
     bench.open();
     let until = bench.circuit.open_until();
-    let (forced, transition) = bench.circuit.force(&bench.config, bench.now).expect("one request");
+    let (forced, transition) = bench
+        .circuit
+        .force(&bench.config, bench.now)
+        .expect("one request");
     assert_eq!(transition, None);
     assert!(bench.circuit.force(&bench.config, bench.now).is_none());
     assert_eq!(bench.settle(forced, Some(Verdict::Ill)), None);
@@ -220,15 +264,24 @@ fn a_forced_request_that_succeeds_begins_the_recovery() {
     let bench = Bench::new(|_| {});
     bench.open();
     let (forced, _) = bench.circuit.force(&bench.config, bench.now).unwrap();
-    assert_eq!(bench.settle(forced, Some(Verdict::Well)), Some(Transition::HalfOpened));
+    assert_eq!(
+        bench.settle(forced, Some(Verdict::Well)),
+        Some(Transition::HalfOpened)
+    );
     assert_eq!(bench.call(Verdict::Well), Some(Transition::Closed));
 }
 
 #[test]
 fn the_configuration_is_checked_by_name() {
     CircuitConfig::default().validate().unwrap();
-    let broken = CircuitConfig { failure_rate_percent: 0, ..CircuitConfig::default() };
-    assert_eq!(broken.validate().unwrap_err().to_string(), "circuit: failure_rate_percent must be 1 to 100");
+    let broken = CircuitConfig {
+        failure_rate_percent: 0,
+        ..CircuitConfig::default()
+    };
+    assert_eq!(
+        broken.validate().unwrap_err().to_string(),
+        "circuit: failure_rate_percent must be 1 to 100"
+    );
 }
 
 proptest! {

@@ -210,12 +210,15 @@ impl Rounds {
         };
         // Another target may have the name by now, or the same one another interval.
         let entry = self.schedule.get(&probed.name);
-        let Some(target) = entry.filter(|entry| entry.target.is_same(&probed)).map(|entry| entry.target.clone())
+        let Some(target) = entry
+            .filter(|entry| entry.target.is_same(&probed))
+            .map(|entry| entry.target.clone())
         else {
             return;
         };
         let due = Some(Instant::now() + self.interval(&target));
-        self.schedule.insert(target.name.clone(), Entry { target, due });
+        self.schedule
+            .insert(target.name.clone(), Entry { target, due });
     }
 }
 

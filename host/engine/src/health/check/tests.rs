@@ -33,7 +33,13 @@ impl Scripted {
     }
 
     fn times_asked(&self, name: &str) -> Vec<Instant> {
-        self.asked.lock().unwrap().iter().filter(|(asked, _)| asked == name).map(|(_, at)| *at).collect()
+        self.asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(asked, _)| asked == name)
+            .map(|(_, at)| *at)
+            .collect()
     }
 }
 
@@ -52,7 +58,10 @@ impl Prober for Scripted {
 
     fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
-            self.asked.lock().unwrap().push((target.name.to_string(), Instant::now()));
+            self.asked
+                .lock()
+                .unwrap()
+                .push((target.name.to_string(), Instant::now()));
             let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
             let _guard = UnderWay(&self.under_way);
             self.most_under_way.fetch_max(under_way, Ordering::SeqCst);
@@ -81,7 +90,11 @@ fn start(specs: Vec<TargetSpec>) -> Bench {
     }
     let prober = Arc::new(Scripted::default());
     let checker = HealthChecker::spawn(registry.clone(), prober.clone(), seeded(3));
-    Bench { registry, prober, checker }
+    Bench {
+        registry,
+        prober,
+        checker,
+    }
 }
 
 fn service(name: &str) -> TargetSpec {
@@ -102,11 +115,17 @@ impl Bench {
 async fn targets_go_down_and_come_back_as_probes_say() {
     let bench = start(vec![service("a"), service("b")]);
     minutes(1).await;
-    assert_eq!((bench.health("a"), bench.health("b")), (HealthStatus::Healthy, HealthStatus::Healthy));
+    assert_eq!(
+        (bench.health("a"), bench.health("b")),
+        (HealthStatus::Healthy, HealthStatus::Healthy)
+    );
     assert!(bench.registry.get("a").unwrap().last_checked().is_some());
     bench.prober.set_down("a", true);
     minutes(3).await;
-    assert_eq!((bench.health("a"), bench.health("b")), (HealthStatus::Unhealthy, HealthStatus::Healthy));
+    assert_eq!(
+        (bench.health("a"), bench.health("b")),
+        (HealthStatus::Unhealthy, HealthStatus::Healthy)
+    );
     minutes(60 * 24).await;
     bench.prober.set_down("a", false);
     minutes(2).await;
@@ -115,7 +134,10 @@ async fn targets_go_down_and_come_back_as_probes_say() {
 
 #[tokio::test(start_paused = true)]
 async fn probes_keep_to_their_interval_give_or_take_the_jitter() {
-    let bench = start(vec![service("a"), service("fast").health_interval(Duration::from_secs(10))]);
+    let bench = start(vec![
+        service("a"),
+        service("fast").health_interval(Duration::from_secs(10)),
+    ]);
     minutes(60).await;
     for (name, interval) in [("a", 30.0), ("fast", 10.0)] {
         let gaps: Vec<f64> = bench
@@ -125,8 +147,13 @@ async fn probes_keep_to_their_interval_give_or_take_the_jitter() {
             .map(|pair| (pair[1] - pair[0]).as_secs_f64())
             .collect();
         assert!(gaps.len() > 60);
-        assert!(gaps.iter().all(|gap| (0.89 * interval..1.11 * interval).contains(gap)), "{name}: {gaps:?}");
-        let spread = gaps.iter().copied().fold(0.0, f64::max) - gaps.iter().copied().fold(1e9, f64::min);
+        assert!(
+            gaps.iter()
+                .all(|gap| (0.89 * interval..1.11 * interval).contains(gap)),
+            "{name}: {gaps:?}"
+        );
+        let spread =
+            gaps.iter().copied().fold(0.0, f64::max) - gaps.iter().copied().fold(1e9, f64::min);
         assert!(spread > 0.05 * interval, "{name} is not jittered");
     }
 }
@@ -152,7 +179,11 @@ async fn probes_under_way_are_bounded_and_everyone_gets_a_turn() {
     *bench.prober.takes.lock().unwrap() = Duration::from_secs(4);
     minutes(5).await;
     assert_eq!(bench.prober.most_under_way.load(Ordering::SeqCst), 3);
-    assert!(names.iter().all(|name| bench.prober.times_asked(name).len() >= 3));
+    assert!(
+        names
+            .iter()
+            .all(|name| bench.prober.times_asked(name).len() >= 3)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,8 +191,14 @@ async fn the_checker_follows_the_registry() {
     let bench = start(vec![service("a")]);
     minutes(1).await;
     bench.registry.register(service("late")).unwrap();
-    bench.registry.register(service("left alone").unprobed()).unwrap();
-    bench.registry.register(TargetSpec::service("not covered", "g")).unwrap();
+    bench
+        .registry
+        .register(service("left alone").unprobed())
+        .unwrap();
+    bench
+        .registry
+        .register(TargetSpec::service("not covered", "g"))
+        .unwrap();
     bench.registry.deregister("a").unwrap();
     let left = Instant::now();
     minutes(2).await;
@@ -175,14 +212,23 @@ async fn the_checker_follows_the_registry() {
     assert_eq!(bench.health("late"), HealthStatus::Unhealthy);
     bench.registry.update(service("late").unprobed()).unwrap();
     minutes(1).await;
-    assert_eq!(bench.health("late"), HealthStatus::Unknown, "nobody would ever correct it");
+    assert_eq!(
+        bench.health("late"),
+        HealthStatus::Unknown,
+        "nobody would ever correct it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_shorter_interval_takes_effect_at_once() {
-    let bench = start(vec![service("a").health_interval(Duration::from_secs(3600))]);
+    let bench = start(vec![
+        service("a").health_interval(Duration::from_secs(3600)),
+    ]);
     minutes(1).await;
-    bench.registry.update(service("a").health_interval(Duration::from_secs(5))).unwrap();
+    bench
+        .registry
+        .update(service("a").health_interval(Duration::from_secs(5)))
+        .unwrap();
     minutes(1).await;
     assert!(bench.prober.times_asked("a").len() > 8);
 }
@@ -202,7 +248,11 @@ async fn dropping_the_checker_ends_the_checks_and_what_they_said() {
     bench.prober.set_down("a", true);
     minutes(3).await;
     assert_eq!(bench.health("a"), HealthStatus::Unhealthy);
-    let Bench { registry, prober, checker } = bench;
+    let Bench {
+        registry,
+        prober,
+        checker,
+    } = bench;
     drop(checker);
     minutes(1).await;
     assert_eq!(registry.get("a").unwrap().health(), HealthStatus::Unknown);
