@@ -8,7 +8,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::HealthConfig;
 use crate::failure::Failure;
-use crate::registry::{Random, Registry, Target, below};
+use crate::random::{Random, below};
+use crate::registry::{Registry, Target};
 
 /// Asks a target how it is.
 pub trait Prober: Send + Sync + 'static {

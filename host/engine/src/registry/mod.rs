@@ -26,7 +26,6 @@
 
 mod config;
 mod observer;
-mod random;
 mod select;
 mod spec;
 mod target;
@@ -42,12 +41,11 @@ use tokio::time::Instant;
 
 pub use config::{BalanceConfig, RegistryConfig, RegistryConfigError};
 pub use observer::{Observer, TargetChange};
-pub use random::{Random, seeded};
 pub use select::{Pick, PickRequest};
 pub use spec::{TargetKind, TargetSpec};
 pub use target::{Permit, Standing, Target};
 
-pub(crate) use random::below;
+use crate::random::Random;
 use select::Group;
 use target::Shared;
 
@@ -151,7 +149,7 @@ impl RegistryBuilder {
                 epoch_wall: SystemTime::now(),
                 config: ArcSwap::from_pointee(self.config),
                 observer: self.observer,
-                random: self.random.unwrap_or_else(random::from_os),
+                random: self.random.unwrap_or_else(crate::random::from_os),
             }),
             snapshot: ArcSwap::default(),
             writer: Mutex::new(()),

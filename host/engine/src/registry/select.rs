@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::random::below;
+use crate::random::below;
 use super::target::{Availability, Permit, Target};
 use super::{RegistryConfig, TargetKind};
 

@@ -8,9 +8,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Observer, Random, RegistryConfig, TargetChange, TargetSpec};
+use super::{Observer, RegistryConfig, TargetChange, TargetSpec};
 use crate::circuit::{Circuit, CircuitState, Gate, Ticket, Transition, Verdict};
 use crate::health::{Health, HealthStatus};
+use crate::random::Random;
 
 /// What the targets of one registry have in common.
 pub(super) struct Shared {

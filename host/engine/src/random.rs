@@ -1,3 +1,5 @@
+//! Where chance comes from: jitter, weights, samples. Injected, so that a simulation repeats exactly.
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +20,8 @@ pub fn seeded(seed: u64) -> Random {
     })
 }
 
-/// The same, with a seed of the operating system's.
-pub(super) fn from_os() -> Random {
+/// The same, with a seed of the operating system's: differs from run to run.
+pub fn from_os() -> Random {
     seeded(RandomState::new().hash_one(0))
 }
 
@@ -27,4 +29,28 @@ pub(super) fn from_os() -> Random {
 /// most `bound / 2^64`).
 pub(crate) fn below(random: u64, bound: u64) -> u64 {
     ((u128::from(random) * u128::from(bound)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_and_two_seeds_differ() {
+        let draw = |seed| {
+            let random = seeded(seed);
+            [random(), random(), random()]
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+        // The published test vector of SplitMix64 for seed 1234567.
+        assert_eq!(seeded(1_234_567)(), 6_457_827_717_110_365_317);
+    }
+
+    #[test]
+    fn below_stays_below() {
+        assert_eq!(below(u64::MAX, 10), 9);
+        assert_eq!(below(0, 10), 0);
+        assert_eq!(below(u64::MAX / 2 + 1, 10), 5);
+    }
 }
