@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 
 use crate::circuit::{CircuitConfig, CircuitState};
 use crate::health::HealthStatus;
+use crate::random::seeded;
 
 /// A registry, a clock that stands still unless it is moved, and a seeded source of chance.
 struct Bench {

@@ -8,7 +8,8 @@ use futures_util::FutureExt;
 
 use crate::health::HealthStatus;
 use crate::kind::Kind;
-use crate::registry::{RegistryConfig, TargetSpec, seeded};
+use crate::random::seeded;
+use crate::registry::{RegistryConfig, TargetSpec};
 
 /// Answers as it is told, and keeps count.
 #[derive(Default)]
