@@ -166,7 +166,8 @@ async fn an_endless_loop_in_any_export_is_stopped_while_other_tasks_run_on_the_s
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    let limits = Limits::default();
+    // Long enough for many turns, even where this thread gets a small share of a busy machine.
+    let limits: Limits = serde_json::from_value(json!({ "decision-deadline-ms": 500 })).unwrap();
     for (which, guest) in [
         (
             "metadata",
@@ -198,8 +199,11 @@ async fn an_endless_loop_in_any_export_is_stopped_while_other_tasks_run_on_the_s
         ),
     ] {
         let bytes = guest.build();
-        let loaded =
-            ComponentStrategy::load(&RUNTIME, "guest", bytes, StrategyOptions::default()).await;
+        let options = StrategyOptions {
+            limits: limits.clone(),
+            ..StrategyOptions::default()
+        };
+        let loaded = ComponentStrategy::load(&RUNTIME, "guest", bytes, options).await;
         match loaded {
             Err(LoadError::Metadata {
                 source: StrategyFault::Timeout(after),
