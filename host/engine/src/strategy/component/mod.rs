@@ -22,6 +22,8 @@ mod manifest;
 mod quarantine;
 mod runtime;
 mod state;
+// #[cfg(feature = "stock")]
+// pub mod stock;
 mod verdict;
 
 use std::fmt::Write;
