@@ -35,7 +35,7 @@ pub struct Diagnostic {
     pub field: String,
     /// What is wrong.
     pub message: String,
-    /// Why it is wrong.
+    /// Why it is wrong. Empty, like the remedy, where the message says all three.
     pub reason: String,
     /// What to do about it.
     pub remedy: String,
@@ -52,6 +52,9 @@ impl fmt::Display for Diagnostic {
         }
         if !self.field.is_empty() {
             write!(f, " {}:", self.field)?;
+        }
+        if self.reason.is_empty() && self.remedy.is_empty() {
+            return write!(f, " {}", self.message);
         }
         // A reason may end in a question mark of its own.
         let stop = if self.reason.ends_with('?') { "" } else { "." };
