@@ -8,7 +8,7 @@ mod strategies;
 
 use crate::budget::BudgetPolicy;
 use crate::cache::CacheLimits;
-use crate::config::{Config, Diagnostic, Severity};
+use crate::config::{Config, Diagnostic};
 use crate::detect::{Detector, Pattern};
 use crate::engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
 use crate::operation::OperationRules;
@@ -116,15 +116,6 @@ impl Notes<'_> {
     }
 
     fn say(&mut self, field: impl Into<String>, message: String) {
-        self.list.push(Diagnostic {
-            severity: Severity::Error,
-            file: self.file.to_owned(),
-            line: 0,
-            column: 0,
-            field: field.into(),
-            message,
-            reason: String::new(),
-            remedy: String::new(),
-        });
+        self.list.push(Diagnostic::error(self.file, field, message));
     }
 }

@@ -143,9 +143,7 @@ pub struct Loaded {
 impl Loaded {
     /// Whether any diagnostic is an error: such a file must not replace a good configuration.
     pub fn has_errors(&self) -> bool {
-        self.diagnostics
-            .iter()
-            .any(|diagnostic| diagnostic.severity == Severity::Error)
+        self.diagnostics.iter().any(Diagnostic::is_error)
     }
 }
 
