@@ -4,6 +4,7 @@
 //! engine moves a request and an answer it need not understand.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,12 @@ pub trait Exchange: Send + Sync {
     fn repeat_safety(&self, operation: &str) -> RepeatSafety {
         let _ = operation;
         RepeatSafety::Unsafe
+    }
+
+    /// The group whose targets offer an operation; `None` means the call's own group.
+    fn group_of(&self, operation: &str) -> Option<Arc<str>> {
+        let _ = operation;
+        None
     }
 
     /// The same request for another operation.

@@ -1,8 +1,173 @@
 //! One call, from start to end.
+//!
+//! A healthy call is a straight line: pick a target, send, classify, done. It takes no lock, asks no
+//! strategy and builds no history. Everything a failing call needs stands in [`recover`], which is
+//! entered after the first failure and lives on the heap, so that a waiting healthy call stays small.
 
+mod decide;
+mod execute;
+mod recover;
+mod surroundings;
 mod types;
 
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+pub(crate) use types::as_millis;
 pub use types::{
     Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending, Failed, Level, Outcome,
     RepeatSafety, Step, Trouble, Verdict,
 };
+
+use crate::cache::CacheKey;
+use crate::engine::Engine;
+use crate::exchange::Exchange;
+use crate::failure::Failure;
+use crate::kind::Kind;
+use crate::registry::{Permit, PickRequest};
+use recover::{Made, Recovery, Setting};
+
+/// No deadline beyond a year: adding it to any instant cannot overflow.
+const MAX_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What came of one attempt.
+enum Tried<A, E> {
+    Good { answer: A },
+    Bad { failure: Failure, raw: Option<Result<A, E>>, took: Duration },
+}
+
+impl Engine {
+    /// Makes a call: sends the request to the best target of the group and, where that fails, does
+    /// what the strategies propose and the guard allows, until there is an answer or a clean error.
+    ///
+    /// Ends by the deadline. Dropping the future cancels the call.
+    ///
+    /// # Errors
+    /// [`Failed`] with the first cause, every attempt and every strategy asked.
+    pub async fn call<X: Exchange>(
+        &self,
+        exchange: &X,
+        call: Call,
+        request: &X::Request,
+    ) -> Result<Outcome<X::Answer>, Failed<X::Answer, X::Error>> {
+        let shared = &self.shared;
+        let started = Instant::now();
+        let deadlines = shared.settings.load().deadlines;
+        let attempt_timeout = call.attempt_timeout.unwrap_or(deadlines.attempt);
+        let deadline = started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE);
+        let mut facts = call.facts;
+        facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
+        let budget = shared.budget_of(&facts.group);
+        budget.call_began(started);
+
+        let wanted = PickRequest { exclude: &[], kind: None, name: call.pin.as_deref() };
+        let pick = shared.registry.pick(&facts.group, &wanted, started, &mut || (shared.random)());
+        let (first, failure) = match pick {
+            None => (None, shared.nobody_to_ask(&facts.group)),
+            Some(pick) => {
+                let attempt = Attempt {
+                    call: facts.id,
+                    target: pick.target,
+                    operation: facts.operation.clone(),
+                    number: 1,
+                    kind: AttemptKind::Original,
+                    timeout: attempt_timeout,
+                    deadline,
+                    started,
+                    progress: AtomicU64::new(0),
+                };
+                match self.attempt(exchange, &attempt, request, pick.permit).await {
+                    Tried::Good { answer } => {
+                        budget.call_succeeded();
+                        self.keep_good(exchange, &facts, &facts.group, &attempt, request, &answer);
+                        let served_by = Some(attempt.target.name.clone());
+                        return Ok(Outcome { answer, id: facts.id, served_by, degraded: None, trouble: None });
+                    }
+                    Tried::Bad { failure, raw, took } => {
+                        (Some(Made { attempt, raw, took, delay: Duration::ZERO }), failure)
+                    }
+                }
+            }
+        };
+        let setting = Setting {
+            safety: call.safety.unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
+            facts,
+            started,
+            deadline,
+            attempt_timeout,
+            pin: call.pin,
+            no_fallback: call.no_fallback,
+        };
+        Box::pin(Recovery::new(self, exchange, request, setting).run(first, failure)).await
+    }
+
+    /// One attempt, bounded by its timeout and the call's deadline.
+    async fn attempt<X: Exchange>(
+        &self,
+        exchange: &X,
+        attempt: &Attempt,
+        request: &X::Request,
+        permit: Permit,
+    ) -> Tried<X::Answer, X::Error> {
+        let result = wait(exchange.send(attempt, request), attempt).await;
+        let now = Instant::now();
+        let took = now.saturating_duration_since(attempt.started);
+        let (failure, raw) = match result {
+            Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
+                (None, Ok(answer)) => {
+                    permit.succeeded(now, took);
+                    return Tried::Good { answer };
+                }
+                (Some(failure), raw) => (failure, Some(raw)),
+                // An exchange that finds nothing wrong with an error: still not an answer.
+                (None, raw) => (Failure::new(Kind::UNKNOWN, "the attempt failed without a reason"), Some(raw)),
+            },
+            None if now >= attempt.deadline && took < attempt.timeout => {
+                // The caller's short deadline says nothing about the target.
+                let failure = Failure::new(Kind::TIMEOUT_ERROR, format!("no answer before the call's deadline, after {took:?}"));
+                (Failure { ill_health: false, ..failure }, None)
+            }
+            None => (Failure::timed_out(attempt.timeout), None),
+        };
+        permit.failed(now, failure.ill_health);
+        Tried::Bad { failure, raw, took }
+    }
+
+    /// Keeps a good answer as the last known one, where a cache is configured.
+    fn keep_good<X: Exchange>(
+        &self,
+        exchange: &X,
+        facts: &CallFacts,
+        group: &Arc<str>,
+        attempt: &Attempt,
+        request: &X::Request,
+        answer: &X::Answer,
+    ) {
+        if let Some(cache) = self.shared.cache.load().as_ref()
+            && let Some(retained) = exchange.retain(request, answer)
+        {
+            let arguments = exchange.arguments(request);
+            let key = CacheKey::new(group.clone(), attempt.operation.clone(), arguments.as_deref());
+            cache.keep(key, facts.caller.clone(), attempt.target.name.clone(), retained, Instant::now());
+        }
+    }
+}
+
+/// Waits for an attempt, for as long as it shows life within its timeout, never past the deadline.
+async fn wait<T>(send: impl Future<Output = T>, attempt: &Attempt) -> Option<T> {
+    let mut send = pin!(send);
+    loop {
+        let until = (attempt.last_life() + attempt.timeout.min(MAX_DEADLINE)).min(attempt.deadline);
+        match timeout_at(until, send.as_mut()).await {
+            Ok(result) => return Some(result),
+            // It has shown life meanwhile: the timeout has moved.
+            Err(_) if attempt.last_life() + attempt.timeout.min(MAX_DEADLINE) > until && until < attempt.deadline => {}
+            Err(_) => return None,
+        }
+    }
+}

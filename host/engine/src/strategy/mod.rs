@@ -8,12 +8,12 @@ mod action;
 #[cfg(feature = "component")]
 pub mod component;
 mod info;
-// mod manager;
+mod manager;
 mod situation;
 
 pub use action::{Action, ActionKind, AnswerData, Decision};
 pub use info::{InfoError, Interest, StrategyInfo};
-// pub use manager::{Asked, AskedOutcome, Entry, Proposal, StrategyManager};
+pub use manager::{Entry, ManagerError, OnFault, Proposal, StrategyManager};
 pub use situation::{KnownGood, Situation, Surroundings, TargetView};
 
 /// A strategy written in Rust and linked into the program.

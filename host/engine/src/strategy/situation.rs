@@ -90,7 +90,7 @@ pub trait Surroundings: Send + Sync {
     fn best_target(&self, kind: Option<&str>) -> Option<Arc<str>>;
     /// Anything else known of a target.
     fn target_attribute(&self, target: &str, key: &str) -> Option<String>;
-    /// The last known good answer for the present operation, arguments and caller.
+    /// The last known good answer to what the caller asked for.
     fn last_known_good(&self) -> Option<KnownGood>;
     /// The wall clock.
     fn wall_clock(&self) -> SystemTime;

@@ -1,0 +1,320 @@
+//! The engine: the parts of the host, joined.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use crate::budget::{BudgetError, BudgetPolicy, RetryBudget};
+use crate::cache::{CacheLimits, LastKnownGood};
+use crate::detect::Detector;
+use crate::event::{Event, EventKind, Events};
+use crate::failure::Failure;
+use crate::guard::Caps;
+use crate::kind::Kind;
+use crate::random::{self, Random};
+use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
+use crate::retry::RetryManager;
+use crate::strategy::StrategyManager;
+
+/// How long things may take where a call does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// A whole call: attempts, waits, fallbacks and decisions together. Default: 60 s, which is the
+    /// request timeout of the official MCP client libraries.
+    pub call: Duration,
+    /// How long one attempt may be silent. Default: 20 s, so that a call survives two silent targets.
+    pub attempt: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { call: Duration::from_secs(60), attempt: Duration::from_secs(20) }
+    }
+}
+
+/// What can be changed while the engine runs and is read as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Settings {
+    /// How long things may take where a call does not say.
+    pub deadlines: Deadlines,
+    /// Caps on one call.
+    pub caps: Caps,
+}
+
+/// The engine. Cloning shares it.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) strategies: StrategyManager,
+    pub(crate) detector: Detector,
+    pub(crate) retry: RetryManager,
+    pub(crate) settings: ArcSwap<Settings>,
+    pub(crate) cache: ArcSwapOption<LastKnownGood>,
+    pub(crate) random: Random,
+    pub(crate) ids: AtomicU64,
+    events: Arc<Events>,
+    budgets: Budgets,
+    wall_clock: WallClock,
+}
+
+type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+impl Shared {
+    /// The retry budget of a group; made when the group is first called.
+    pub(crate) fn budget_of(&self, group: &Arc<str>) -> Arc<RetryBudget> {
+        self.budgets.of(group)
+    }
+
+    pub(crate) fn emit(&self, what: impl FnOnce() -> EventKind) {
+        self.events.emit(|| self.wall_clock(), what);
+    }
+
+    pub(crate) fn wall_clock(&self) -> SystemTime {
+        (self.wall_clock)()
+    }
+
+    /// The failure of a call that finds no target.
+    pub(crate) fn nobody_to_ask(&self, group: &str) -> Failure {
+        let known = self.registry.list_group(group).len();
+        let message = match known {
+            0 => format!("group {group:?} has no targets"),
+            1 => format!("the only target of group {group:?} takes no requests now: its circuit is open or it is drained"),
+            _ => format!("none of the {known} targets of group {group:?} takes requests now"),
+        };
+        Failure::new(Kind::OVERLOADED, message)
+    }
+}
+
+/// One budget per group. Groups come and go with the configuration, so the table is small and read far
+/// more often than written.
+struct Budgets {
+    /// What the budget of a new group is made after.
+    model: RetryBudget,
+    table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
+    writing: Mutex<()>,
+}
+
+impl Budgets {
+    fn of(&self, group: &Arc<str>) -> Arc<RetryBudget> {
+        if let Some(budget) = self.table.load().get(group) {
+            return budget.clone();
+        }
+        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = HashMap::clone(&self.table.load());
+        let budget = table.entry(group.clone()).or_insert_with(|| Arc::new(self.model.renewed(Instant::now()))).clone();
+        self.table.store(Arc::new(table));
+        budget
+    }
+}
+
+impl Engine {
+    /// Starts an engine.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// The targets: register, deregister, update, look up.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.shared.registry
+    }
+
+    /// The strategies: add, replace, remove, list.
+    pub fn strategies(&self) -> &StrategyManager {
+        &self.shared.strategies
+    }
+
+    /// The error detector: patterns and the retryable set.
+    pub fn detector(&self) -> &Detector {
+        &self.shared.detector
+    }
+
+    /// The retry policies.
+    pub fn retry(&self) -> &RetryManager {
+        &self.shared.retry
+    }
+
+    /// Deadlines and caps in force.
+    pub fn settings(&self) -> Settings {
+        **self.shared.settings.load()
+    }
+
+    /// Changes deadlines and caps; calls that are under way keep theirs.
+    pub fn set_settings(&self, settings: Settings) {
+        self.shared.settings.store(Arc::new(settings));
+    }
+
+    /// What is left of a group's retry budget, in attempts.
+    pub fn budget_left(&self, group: &str) -> u64 {
+        self.shared.budget_of(&group.into()).remaining(Instant::now())
+    }
+
+    /// Everything the engine does and sees from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.shared.events.subscribe()
+    }
+
+    /// Tells the subscribers of something that happened outside a call.
+    pub fn announce(&self, what: EventKind) {
+        self.shared.emit(|| what);
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("strategies", &self.shared.strategies)
+            .field("settings", &self.settings())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the subscribers are told of a change to a target.
+fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
+    let target = target.name.clone();
+    Some(match change {
+        TargetChange::Up => EventKind::TargetUp { target },
+        TargetChange::Down => EventKind::TargetDown { target },
+        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened { target, open_for: *open_for },
+        TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
+        TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
+        TargetChange::Recovered { after } => EventKind::Recovered { target, after: *after },
+        _ => return None,
+    })
+}
+
+/// What an engine is made of; every part has a default.
+#[derive(Default)]
+#[must_use]
+pub struct EngineBuilder {
+    settings: Settings,
+    detector: Detector,
+    retry: RetryManager,
+    budget: BudgetPolicy,
+    cache: Option<CacheLimits>,
+    random: Option<Random>,
+    wall_clock: Option<WallClock>,
+    registry: RegistryConfig,
+}
+
+impl EngineBuilder {
+    /// Deadlines and caps.
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// How failures are classified.
+    pub fn detector(mut self, detector: Detector) -> Self {
+        self.detector = detector;
+        self
+    }
+
+    /// How retries are spaced.
+    pub fn retry(mut self, retry: RetryManager) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// How many retries and fallbacks a group may make. One budget per group.
+    pub fn budget(mut self, budget: BudgetPolicy) -> Self {
+        self.budget = budget;
+        self
+    }
+
+    /// Keeps last known good answers. Default: none are kept.
+    pub fn cache(mut self, limits: CacheLimits) -> Self {
+        self.cache = Some(limits);
+        self
+    }
+
+    /// Circuits, health checks and balance.
+    pub fn registry(mut self, config: RegistryConfig) -> Self {
+        self.registry = config;
+        self
+    }
+
+    /// The source of chance. Default: differs from run to run.
+    pub fn random(mut self, random: Random) -> Self {
+        self.random = Some(random);
+        self
+    }
+
+    /// The wall clock. Default: the system's.
+    pub fn wall_clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.wall_clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// Builds the engine.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the part that is out of range.
+    pub fn build(self) -> Result<Engine, BuildError> {
+        if self.settings.caps.max_attempts == 0 {
+            return Err(BuildError::NoAttempts);
+        }
+        if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero() {
+            return Err(BuildError::ZeroDeadline);
+        }
+        let model = RetryBudget::new(self.budget, Instant::now())?;
+        let events = Arc::new(Events::default());
+        let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
+        let random = self.random.unwrap_or_else(random::from_os);
+        let observer = {
+            let (events, wall_clock) = (events.clone(), wall_clock.clone());
+            move |target: &Target, change: &TargetChange| {
+                if let Some(what) = target_event(target, change) {
+                    events.emit(|| wall_clock(), || what);
+                }
+            }
+        };
+        let registry = Registry::builder()
+            .config(self.registry)
+            .random(random.clone())
+            .observer(Arc::new(observer))
+            .build()?;
+        Ok(Engine {
+            shared: Arc::new(Shared {
+                registry: Arc::new(registry),
+                strategies: StrategyManager::new(),
+                detector: self.detector,
+                retry: self.retry,
+                settings: ArcSwap::from_pointee(self.settings),
+                cache: ArcSwapOption::from(self.cache.map(|limits| Arc::new(LastKnownGood::new(limits)))),
+                random,
+                ids: AtomicU64::new(1),
+                budgets: Budgets { model, table: ArcSwap::default(), writing: Mutex::new(()) },
+                events,
+                wall_clock,
+            }),
+        })
+    }
+}
+
+/// Why an engine could not be built.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// `caps.max_attempts` is zero.
+    #[error("caps.max_attempts is 0: a call needs at least one attempt")]
+    NoAttempts,
+    /// Circuits, health checks or balance.
+    #[error(transparent)]
+    Registry(#[from] RegistryConfigError),
+    /// The retry budget.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// A deadline is zero.
+    #[error("a deadline is zero: calls and attempts need time")]
+    ZeroDeadline,
+}
