@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backstop::call::RepeatSafety;
-use serde::Deserialize;
+use backstop::mcp::ToolAnnotations;
 
 use crate::envelope::Json;
 
@@ -74,27 +74,15 @@ pub(crate) struct Listing {
     safety: HashMap<String, RepeatSafety>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Annotations {
-    read_only_hint: bool,
-    idempotent_hint: bool,
-}
-
 impl Listing {
     /// Reads the items of a list; annotations count only where the server is trusted.
     pub(crate) fn read(section: Section, items: Vec<Json>, trusted: bool) -> Self {
         let mut listing = Self::default();
         for item in items {
             let Some(key) = item.text_member(section.key()) else { continue };
-            if trusted && section == Section::Tools {
-                let hints: Option<Annotations> = item.member("annotations").and_then(|hints| hints.read().ok());
-                let safety = match hints.unwrap_or_default() {
-                    Annotations { read_only_hint: true, .. } => RepeatSafety::ReadOnly,
-                    Annotations { idempotent_hint: true, .. } => RepeatSafety::Idempotent,
-                    Annotations { .. } => RepeatSafety::Unsafe,
-                };
-                listing.safety.insert(key.clone(), safety);
+            if section == Section::Tools {
+                let hints: Option<ToolAnnotations> = item.member("annotations").and_then(|hints| hints.read().ok());
+                listing.safety.insert(key.clone(), hints.unwrap_or_default().repeat_safety(trusted));
             }
             listing.items.push((key, item));
         }
@@ -217,18 +205,6 @@ impl Catalog {
     pub(crate) fn repeat_safety(&self, group: &Arc<str>, tool: &str) -> RepeatSafety {
         let listing = self.lists().get(&(group.clone(), Section::Tools)).cloned();
         listing.and_then(|listing| listing.safety.get(tool).copied()).unwrap_or_default()
-    }
-
-    /// The same where the group is not known: what the least safe group says.
-    pub(crate) fn repeat_safety_anywhere(&self, tool: &str) -> RepeatSafety {
-        let lists = self.lists();
-        let said = lists.values().filter_map(|listing| listing.safety.get(tool).copied());
-        let rank = |safety: &RepeatSafety| match safety {
-            RepeatSafety::Unsafe => 0,
-            RepeatSafety::Idempotent => 1,
-            RepeatSafety::ReadOnly => 2,
-        };
-        said.min_by_key(rank).unwrap_or_default()
     }
 }
 

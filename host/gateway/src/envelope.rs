@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use backstop::mcp::rpc;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
@@ -31,11 +32,6 @@ impl Json {
     pub(crate) fn of<T: serde::Serialize + ?Sized>(value: &T) -> Self {
         // Only maps with keys that are no strings fail, and none is ever passed here.
         Self(serde_json::to_vec(value).map_or_else(|_| Bytes::from_static(b"null"), Bytes::from))
-    }
-
-    /// For bytes known to be JSON.
-    pub(crate) fn trusted(bytes: Bytes) -> Self {
-        Self(bytes)
     }
 
     /// A part of `whole`, without a copy.
@@ -208,36 +204,11 @@ impl EnvelopeError {
     /// The answer it deserves, with the id where it could be read (JSON-RPC 2.0, section 5.1).
     pub fn answer(&self) -> Bytes {
         let (code, id) = match self {
-            Self::Parse(_) => (code::PARSE_ERROR, None),
-            Self::Invalid { id, .. } => (code::INVALID_REQUEST, id.as_ref()),
+            Self::Parse(_) => (rpc::PARSE_ERROR, None),
+            Self::Invalid { id, .. } => (rpc::INVALID_REQUEST, id.as_ref()),
         };
         error_message(id, code, &self.to_string(), None)
     }
-}
-
-/// JSON-RPC error codes: those of JSON-RPC 2.0, and the gateway's own, which lie outside the range
-/// JSON-RPC reserves (−32768…−32000) so that no server's code is mistaken for them.
-pub mod code {
-    /// Not JSON.
-    pub const PARSE_ERROR: i32 = -32700;
-    /// Not a JSON-RPC message.
-    pub const INVALID_REQUEST: i32 = -32600;
-    /// No such method.
-    pub const METHOD_NOT_FOUND: i32 = -32601;
-    /// No such tool, prompt or resource; wrong parameters.
-    pub const INVALID_PARAMS: i32 = -32602;
-    /// Every attempt and every fallback failed. `data` says which.
-    pub const EXHAUSTED: i32 = -31001;
-    /// It is not known whether the operation was carried out, and it must not be repeated.
-    pub const OUTCOME_UNKNOWN: i32 = -31002;
-    /// The call's deadline passed.
-    pub const DEADLINE_EXCEEDED: i32 = -31003;
-    /// A strategy ended the call.
-    pub const FAILED_FAST: i32 = -31004;
-    /// There is no server that can be asked.
-    pub const NO_TARGET: i32 = -31005;
-    /// The gateway is shutting down.
-    pub const SHUTTING_DOWN: i32 = -31006;
 }
 
 #[derive(Deserialize)]
@@ -353,13 +324,13 @@ pub(crate) fn answer_message(id: &Json, answer: &Payload) -> Bytes {
 }
 
 /// The text of an error of the gateway's own.
-pub(crate) fn error_message(id: Option<&Json>, code: i32, message: &str, data: Option<&Json>) -> Bytes {
+pub(crate) fn error_message(id: Option<&Json>, code: i64, message: &str, data: Option<&Json>) -> Bytes {
     let null = Json(Bytes::from_static(b"null"));
     answer_message(id.unwrap_or(&null), &Payload::Error(error_object(code, message, data)))
 }
 
 /// An error object of the gateway's own.
-pub(crate) fn error_object(code: i32, message: &str, data: Option<&Json>) -> Json {
+pub(crate) fn error_object(code: i64, message: &str, data: Option<&Json>) -> Json {
     let object = Json::of(&serde_json::json!({ "code": code, "message": message }));
     match data {
         Some(data) => object.with_members(&[("data", Some(data))]),

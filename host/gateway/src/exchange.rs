@@ -11,7 +11,7 @@ use backstop::{Exchange, Failure, Retained};
 use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Route, Section};
 use crate::envelope::{Json, Payload};
 use crate::upstream::{Fault, Upstream, UpstreamError, Wiring};
 
@@ -160,7 +160,17 @@ impl Exchange for McpExchange {
     }
 
     fn repeat_safety(&self, operation: &str) -> RepeatSafety {
-        self.catalog.repeat_safety_anywhere(operation)
+        match self.catalog.route(Section::Tools, operation) {
+            Route::To(group, own) => self.catalog.repeat_safety(&group, &own),
+            Route::Ambiguous(_) | Route::Unknown => RepeatSafety::Unsafe,
+        }
+    }
+
+    fn group_of(&self, operation: &str) -> Option<Arc<str>> {
+        match self.catalog.route(Section::Tools, operation) {
+            Route::To(group, _) => Some(group),
+            Route::Ambiguous(_) | Route::Unknown => None,
+        }
     }
 
     fn redirect(&self, request: &McpRequest, operation: &str, arguments: Option<&str>) -> Result<McpRequest, String> {
@@ -169,7 +179,10 @@ impl Exchange for McpExchange {
         }
         let arguments = arguments.map(|text| Json::parse(text.to_owned())).transpose();
         let arguments = arguments.map_err(|error| format!("the arguments are no JSON: {error}"))?;
-        let name = Json::of(operation);
+        let name = match self.catalog.route(Section::Tools, operation) {
+            Route::To(_, own) => Json::of(&own),
+            Route::Ambiguous(_) | Route::Unknown => Json::of(operation),
+        };
         let mut edits = vec![("name", Some(&name))];
         if let Some(arguments) = &arguments {
             edits.push(("arguments", Some(arguments)));

@@ -4,5 +4,14 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod catalog;
 pub mod envelope;
+mod exchange;
+mod front;
+mod gateway;
+mod router;
 pub mod upstream;
+
+pub use exchange::{McpAnswer, McpRequest};
+pub use front::http::HttpOptions;
+pub use gateway::{Gateway, GatewayError, ToolCallError};

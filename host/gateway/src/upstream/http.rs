@@ -110,12 +110,7 @@ impl Http {
         let outcome = self.exchange(Some(&session), method, params, wiring, alive).await;
         match outcome {
             Err(UpstreamError::Http { status: 404, .. }) if session.id.is_some() => {
-                // Forget this session, not the one somebody else may have made meanwhile.
-                let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-                if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &session)) {
-                    *current = None;
-                }
-                drop(current);
+                self.forget(&session);
                 self.session().await?;
                 Err(UpstreamError::SessionExpired { service: self.service.clone() })
             }
@@ -129,6 +124,12 @@ impl Http {
             let request = self.client.delete(self.url.clone()).headers(self.headers.clone()).header(SESSION_ID, id);
             let _ = request.timeout(Duration::from_secs(2)).send().await;
         }
+    }
+
+    /// Forgets this session, not the one somebody else may have made meanwhile.
+    fn forget(&self, session: &Arc<Session>) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|current| Arc::ptr_eq(current, session));
     }
 
     fn current(&self) -> Option<Arc<Session>> {
@@ -252,7 +253,7 @@ impl Http {
         }
         if modern {
             request = request.header(METHOD, method);
-            if let Some(name) = name_header(method, params) {
+            if let Some(name) = name_of(method, params) {
                 request = request.header(NAME, name);
             }
             for (name, value) in headers {
@@ -373,7 +374,7 @@ impl Http {
 }
 
 /// `Mcp-Name` (SEP-2243): the thing a request is about, so that a middle box need not read it.
-fn name_header(method: &str, params: &Json) -> Option<HeaderValue> {
+pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
     let key = match method {
         "tools/call" | "prompts/get" => "name",
         "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
@@ -385,8 +386,7 @@ fn name_header(method: &str, params: &Json) -> Option<HeaderValue> {
         && !name.ends_with([' ', '\t'])
         && name.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
         && !(name.starts_with("=?base64?") && name.ends_with("?="));
-    let text = if plain { name } else { format!("=?base64?{}?=", BASE64.encode(name)) };
-    HeaderValue::from_str(&text).ok()
+    Some(if plain { name } else { format!("=?base64?{}?=", BASE64.encode(name)) })
 }
 
 /// A request in flight in a session: cancelled at the server when nobody waits for it any more.

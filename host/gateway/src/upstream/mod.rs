@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::envelope::{Json, Payload};
 pub use error::{Fault, UpstreamError};
+pub(crate) use http::name_of;
 pub(crate) use meta::{META_SERVER, META_VERSION, server_info};
 
 /// The newest revision without sessions, and the newest with them.

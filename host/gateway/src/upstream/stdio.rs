@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use backstop::mcp::rpc;
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
@@ -20,7 +21,7 @@ use super::{
     DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, Peer, ServiceSpec, TransportSpec, Unasked,
     UpstreamError, Wiring, discovered, initialize_params, initialized, meta,
 };
-use crate::envelope::{self, Envelope, Json, Payload, code};
+use crate::envelope::{self, Envelope, Json, Payload};
 
 /// The pauses between starts of a process that keeps ending early: the first start after an end is
 /// at once.
@@ -313,7 +314,7 @@ impl Connection {
                     envelope::answer_message(&id, &Payload::Result(Json::of(&serde_json::json!({}))))
                 } else {
                     let text = format!("the gateway does not forward {method:?}");
-                    envelope::error_message(Some(&id), code::METHOD_NOT_FOUND, &text, None)
+                    envelope::error_message(Some(&id), rpc::METHOD_NOT_FOUND, &text, None)
                 };
                 // A child that floods us with requests and reads no answer loses answers, not us.
                 let _ = self.writer.try_send(answer);
