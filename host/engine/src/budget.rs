@@ -169,7 +169,12 @@ impl RetryBudget {
     #[must_use]
     pub fn renewed(&self, now: Instant) -> Self {
         let account = match &self.account {
-            Account::Ratio { slot, deposit, reserve, .. } => Account::Ratio {
+            Account::Ratio {
+                slot,
+                deposit,
+                reserve,
+                ..
+            } => Account::Ratio {
                 start: now,
                 slot: *slot,
                 deposit: *deposit,
@@ -182,7 +187,11 @@ impl RetryBudget {
                 tokens: AtomicU64::new(max.unsigned_abs()),
             },
         };
-        Self { policy: self.policy, account, withdrawing: Mutex::new(()) }
+        Self {
+            policy: self.policy,
+            account,
+            withdrawing: Mutex::new(()),
+        }
     }
 
     /// The policy.
@@ -192,7 +201,14 @@ impl RetryBudget {
 
     /// Counts a call that begins, which is what [`BudgetPolicy::Ratio`] reckons by. Lock-free.
     pub fn call_began(&self, now: Instant) {
-        if let Account::Ratio { start, slot, deposit, slots, .. } = &self.account {
+        if let Account::Ratio {
+            start,
+            slot,
+            deposit,
+            slots,
+            ..
+        } = &self.account
+        {
             book(slots, generation(*start, *slot, now), *deposit);
         }
     }
@@ -200,7 +216,12 @@ impl RetryBudget {
     /// Counts a call that was answered, by whichever attempt, which is what [`BudgetPolicy::Tokens`]
     /// reckons by. Lock-free.
     pub fn call_succeeded(&self) {
-        if let Account::Tokens { max, success, tokens } = &self.account {
+        if let Account::Tokens {
+            max,
+            success,
+            tokens,
+        } = &self.account
+        {
             let max = max.unsigned_abs();
             let success = success.unsigned_abs();
             // A full bucket, which is what a healthy group has, costs one read.
@@ -373,7 +394,7 @@ mod tests {
         let (budget, now) = ratio(10, 0, 0.2);
         assert!(!budget.try_withdraw(now), "nothing was deposited yet");
         for _ in 0..100 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         assert_eq!(budget.remaining(now), 20);
         assert_eq!(withdraw_all(&budget, now), 20);
@@ -392,7 +413,7 @@ mod tests {
     fn a_deposit_lasts_for_its_ttl() {
         let (budget, now) = ratio(10, 0, 1.0);
         for second in 0..5 {
-            budget.deposit(now + Duration::from_secs(second));
+            budget.call_began(now + Duration::from_secs(second));
         }
         let remaining = |second| budget.remaining(now + Duration::from_secs(second));
         assert_eq!([4, 9, 10, 12, 14, 15].map(remaining), [5, 5, 4, 2, 0, 0]);
@@ -401,11 +422,11 @@ mod tests {
     #[test]
     fn a_slot_used_again_forgets_its_former_turn() {
         let (budget, now) = ratio(10, 0, 1.0);
-        budget.deposit(now);
-        budget.deposit(now + Duration::from_secs(10));
+        budget.call_began(now);
+        budget.call_began(now + Duration::from_secs(10));
         assert_eq!(budget.remaining(now + Duration::from_secs(10)), 1);
         // Late by a whole turn: counted where it lands, and the newer slot is not lost.
-        budget.deposit(now);
+        budget.call_began(now);
         assert_eq!(budget.remaining(now + Duration::from_secs(10)), 2);
     }
 
@@ -417,7 +438,7 @@ mod tests {
         for tick in 0..60_000_u64 {
             let now = start + Duration::from_millis(tick);
             calls += 1;
-            budget.deposit(now);
+            budget.call_began(now);
             // Every call fails and wants three retries.
             for _ in 0..3 {
                 retries += u32::from(budget.try_withdraw(now));
@@ -434,7 +455,7 @@ mod tests {
     fn concurrent_withdrawals_never_take_more_than_there_is() {
         let (budget, now) = ratio(60, 0, 1.0);
         for _ in 0..1000 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         let (budget, taken) = (Arc::new(budget), Arc::new(AtomicU32::new(0)));
         std::thread::scope(|scope| {
@@ -450,7 +471,7 @@ mod tests {
         let (budget, now) = ratio(60, 0, 1.0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..10_000).for_each(|_| budget.deposit(now)));
+                scope.spawn(|| (0..10_000).for_each(|_| budget.call_began(now)));
             }
         });
         assert_eq!(budget.remaining(now), 40_000);
@@ -460,7 +481,7 @@ mod tests {
     fn traffic_beyond_every_measure_saturates() {
         let (budget, now) = ratio(1, 1_000_000, 10.0);
         for _ in 0..300_000 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         assert!(budget.remaining(now) >= 2_000_000);
         assert!(budget.try_withdraw(now + Duration::from_secs(u64::from(u32::MAX))));
@@ -481,11 +502,11 @@ mod tests {
         assert_eq!(withdraw_all(&budget, now), 4);
         assert_eq!(budget.remaining(now), 0);
         for _ in 0..3 {
-            budget.deposit(now);
+            budget.call_succeeded();
         }
         assert_eq!(budget.remaining(now), 1);
         for _ in 0..1000 {
-            budget.deposit(now);
+            budget.call_succeeded();
         }
         assert_eq!(budget.remaining(now), 4, "never more than the bucket holds");
     }

@@ -34,7 +34,10 @@ pub struct Deadlines {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { call: Duration::from_secs(60), attempt: Duration::from_secs(20) }
+        Self {
+            call: Duration::from_secs(60),
+            attempt: Duration::from_secs(20),
+        }
     }
 }
 
@@ -88,7 +91,9 @@ impl Shared {
         let known = self.registry.list_group(group).len();
         let message = match known {
             0 => format!("group {group:?} has no targets"),
-            1 => format!("the only target of group {group:?} takes no requests now: its circuit is open or it is drained"),
+            1 => format!(
+                "the only target of group {group:?} takes no requests now: its circuit is open or it is drained"
+            ),
             _ => format!("none of the {known} targets of group {group:?} takes requests now"),
         };
         Failure::new(Kind::OVERLOADED, message)
@@ -111,7 +116,10 @@ impl Budgets {
         }
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());
-        let budget = table.entry(group.clone()).or_insert_with(|| Arc::new(self.model.renewed(Instant::now()))).clone();
+        let budget = table
+            .entry(group.clone())
+            .or_insert_with(|| Arc::new(self.model.renewed(Instant::now())))
+            .clone();
         self.table.store(Arc::new(table));
         budget
     }
@@ -155,7 +163,9 @@ impl Engine {
 
     /// What is left of a group's retry budget, in attempts.
     pub fn budget_left(&self, group: &str) -> u64 {
-        self.shared.budget_of(&group.into()).remaining(Instant::now())
+        self.shared
+            .budget_of(&group.into())
+            .remaining(Instant::now())
     }
 
     /// Everything the engine does and sees from now on.
@@ -184,10 +194,16 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
     Some(match change {
         TargetChange::Up => EventKind::TargetUp { target },
         TargetChange::Down => EventKind::TargetDown { target },
-        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened { target, open_for: *open_for },
+        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened {
+            target,
+            open_for: *open_for,
+        },
         TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
         TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
-        TargetChange::Recovered { after } => EventKind::Recovered { target, after: *after },
+        TargetChange::Recovered { after } => EventKind::Recovered {
+            target,
+            after: *after,
+        },
         _ => return None,
     })
 }
@@ -290,10 +306,17 @@ impl EngineBuilder {
                 detector: self.detector,
                 retry: self.retry,
                 settings: ArcSwap::from_pointee(self.settings),
-                cache: ArcSwapOption::from(self.cache.map(|limits| Arc::new(LastKnownGood::new(limits)))),
+                cache: ArcSwapOption::from(
+                    self.cache
+                        .map(|limits| Arc::new(LastKnownGood::new(limits))),
+                ),
                 random,
                 ids: AtomicU64::new(1),
-                budgets: Budgets { model, table: ArcSwap::default(), writing: Mutex::new(()) },
+                budgets: Budgets {
+                    model,
+                    table: ArcSwap::default(),
+                    writing: Mutex::new(()),
+                },
                 events,
                 wall_clock,
             }),
