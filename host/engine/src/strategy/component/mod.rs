@@ -22,8 +22,8 @@ mod manifest;
 mod quarantine;
 mod runtime;
 mod state;
-// #[cfg(feature = "stock")]
-// pub mod stock;
+#[cfg(feature = "stock")]
+mod stock;
 mod verdict;
 
 use std::fmt::Write;
@@ -41,6 +41,8 @@ pub use error::LoadError;
 pub use limits::{LimitError, Limits};
 pub use quarantine::{QuarantinePolicy, Standing};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+#[cfg(feature = "stock")]
+pub use stock::stock;
 
 use self::bindings::StrategyPre;
 use self::capabilities::Folder;
