@@ -43,7 +43,7 @@ impl Default for CacheLimits {
 
 /// What an answer was the answer to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct CacheKey {
+pub(crate) struct CacheKey {
     group: Arc<str>,
     operation: Arc<str>,
     arguments: Bytes,
@@ -51,7 +51,7 @@ pub struct CacheKey {
 
 impl CacheKey {
     /// The key of an operation with these arguments, in whatever order they are written.
-    pub fn new(group: Arc<str>, operation: Arc<str>, arguments: Option<&[u8]>) -> Self {
+    pub(crate) fn new(group: Arc<str>, operation: Arc<str>, arguments: Option<&[u8]>) -> Self {
         Self { group, operation, arguments: arguments.map(canonical).unwrap_or_default() }
     }
 }
@@ -82,19 +82,19 @@ impl Weighter<ScopedKey, Kept> for BySize {
 
 /// The store of last known good answers. Bounded in entries and bytes; the least used go first.
 #[derive(Debug)]
-pub struct LastKnownGood {
+pub(crate) struct LastKnownGood {
     limits: CacheLimits,
     kept: Cache<ScopedKey, Kept, BySize>,
 }
 
 impl LastKnownGood {
     /// An empty store.
-    pub fn new(limits: CacheLimits) -> Self {
+    pub(crate) fn new(limits: CacheLimits) -> Self {
         Self { kept: Cache::with_weighter(limits.max_entries, limits.max_bytes, BySize), limits }
     }
 
     /// Keeps an answer.
-    pub fn keep(&self, key: CacheKey, caller: Option<Arc<str>>, target: Arc<str>, retained: Retained, now: Instant) {
+    pub(crate) fn keep(&self, key: CacheKey, caller: Option<Arc<str>>, target: Arc<str>, retained: Retained, now: Instant) {
         if retained.body.len() > self.limits.max_answer_bytes {
             return;
         }
@@ -104,7 +104,7 @@ impl LastKnownGood {
     }
 
     /// The caller's own last good answer, else the last shared one.
-    pub fn find(&self, key: CacheKey, caller: Option<&Arc<str>>, now: Instant) -> Option<KnownGood> {
+    pub(crate) fn find(&self, key: CacheKey, caller: Option<&Arc<str>>, now: Instant) -> Option<KnownGood> {
         let own = Some(caller.cloned().unwrap_or_else(|| "".into()));
         let mut scoped = (key, own);
         let mut kept = self.kept.get(&scoped).filter(|kept| now < kept.until);

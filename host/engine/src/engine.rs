@@ -16,8 +16,8 @@ use crate::event::{Event, EventKind, Events};
 use crate::failure::Failure;
 use crate::guard::Caps;
 use crate::kind::Kind;
-use crate::random::Random;
-use crate::registry::Registry;
+use crate::random::{self, Random};
+use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
 use crate::retry::RetryManager;
 use crate::strategy::StrategyManager;
 
@@ -53,7 +53,7 @@ pub struct Engine {
 }
 
 pub(crate) struct Shared {
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) strategies: StrategyManager,
     pub(crate) detector: Detector,
     pub(crate) retry: RetryManager,
@@ -122,7 +122,7 @@ impl Engine {
     }
 
     /// The targets: register, deregister, update, look up.
-    pub fn registry(&self) -> &Registry {
+    pub fn registry(&self) -> &Arc<Registry> {
         &self.shared.registry
     }
 
@@ -176,6 +176,20 @@ impl fmt::Debug for Engine {
     }
 }
 
+/// What the subscribers are told of a change to a target.
+fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
+    let target = target.name.clone();
+    Some(match change {
+        TargetChange::Up => EventKind::TargetUp { target },
+        TargetChange::Down => EventKind::TargetDown { target },
+        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened { target, open_for: *open_for },
+        TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
+        TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
+        TargetChange::Recovered { after } => EventKind::Recovered { target, after: *after },
+        _ => return None,
+    })
+}
+
 /// What an engine is made of; every part has a default.
 #[derive(Default)]
 #[must_use]
@@ -185,9 +199,9 @@ pub struct EngineBuilder {
     retry: RetryManager,
     budget: BudgetConfig,
     cache: Option<CacheLimits>,
-    random: Random,
+    random: Option<Random>,
     wall_clock: Option<WallClock>,
-    circuit: crate::circuit::CircuitConfig,
+    registry: RegistryConfig,
 }
 
 impl EngineBuilder {
@@ -221,15 +235,15 @@ impl EngineBuilder {
         self
     }
 
-    /// When a target's circuit opens and closes.
-    pub fn circuit(mut self, circuit: crate::circuit::CircuitConfig) -> Self {
-        self.circuit = circuit;
+    /// Circuits, health checks and balance.
+    pub fn registry(mut self, config: RegistryConfig) -> Self {
+        self.registry = config;
         self
     }
 
     /// The source of chance. Default: differs from run to run.
     pub fn random(mut self, random: Random) -> Self {
-        self.random = random;
+        self.random = Some(random);
         self
     }
 
@@ -252,15 +266,29 @@ impl EngineBuilder {
         }
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
+        let random = self.random.unwrap_or_else(random::from_os);
+        let observer = {
+            let (events, wall_clock) = (events.clone(), wall_clock.clone());
+            move |target: &Target, change: &TargetChange| {
+                if let Some(what) = target_event(target, change) {
+                    events.emit(|| wall_clock(), || what);
+                }
+            }
+        };
+        let registry = Registry::builder()
+            .config(self.registry)
+            .random(random.clone())
+            .observer(Arc::new(observer))
+            .build()?;
         Ok(Engine {
             shared: Arc::new(Shared {
-                registry: Registry::new(self.circuit),
+                registry: Arc::new(registry),
                 strategies: StrategyManager::new(),
                 detector: self.detector,
                 retry: self.retry,
                 settings: ArcSwap::from_pointee(self.settings),
                 cache: ArcSwapOption::from(self.cache.map(|limits| Arc::new(LastKnownGood::new(limits)))),
-                random: self.random,
+                random,
                 ids: AtomicU64::new(1),
                 budgets: Budgets { config: self.budget, table: ArcSwap::default(), writing: Mutex::new(()) },
                 events,
@@ -277,6 +305,9 @@ pub enum BuildError {
     /// `caps.max_attempts` is zero.
     #[error("caps.max_attempts is 0: a call needs at least one attempt")]
     NoAttempts,
+    /// Circuits, health checks or balance.
+    #[error(transparent)]
+    Registry(#[from] RegistryConfigError),
     /// A deadline is zero.
     #[error("a deadline is zero: calls and attempts need time")]
     ZeroDeadline,

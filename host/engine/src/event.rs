@@ -115,9 +115,13 @@ pub enum EventKind {
     /// The health checks call a target healthy.
     TargetUp { target: Arc<str> },
     /// The health checks call a target ill.
-    TargetDown { target: Arc<str>, reason: String },
+    TargetDown { target: Arc<str> },
     /// A target serves live traffic again.
-    Recovered { target: Arc<str> },
+    Recovered {
+        target: Arc<str>,
+        #[serde(rename = "after_ms", serialize_with = "crate::call::as_millis")]
+        after: Duration,
+    },
     /// A configuration took effect.
     ConfigApplied { source: String },
     /// A configuration was refused; the old one stays.

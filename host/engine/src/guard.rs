@@ -111,11 +111,6 @@ impl Visited {
     pub(crate) fn targets_of(&self, operation: &str, arguments: &[u8]) -> Vec<Arc<str>> {
         self.0.iter().filter(|(_, o, a)| &**o == operation && a == arguments).map(|(t, ..)| t.clone()).collect()
     }
-
-    /// Whether a target was asked for anything.
-    pub(crate) fn any_of(&self, target: &str) -> bool {
-        self.0.iter().any(|(t, ..)| &**t == target)
-    }
 }
 
 /// What the guard counts in one call.

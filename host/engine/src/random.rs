@@ -1,41 +1,34 @@
-//! The engine's source of chance: jitter, weights, samples.
-//!
-//! Lock-free, and seedable so that a simulation repeats exactly. Not for secrets.
+//! Where chance comes from: jitter, weights, samples. Injected, so that a simulation repeats exactly.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A shared random source: SplitMix64 (Steele, Lea, Flood 2014) over an atomic counter.
-#[derive(Debug)]
-pub struct Random(AtomicU64);
+/// A source of numbers spread evenly over all of `u64`.
+pub type Random = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-impl Random {
-    const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
-
-    /// A source that repeats exactly.
-    pub fn seeded(seed: u64) -> Self {
-        Self(AtomicU64::new(seed))
-    }
-
-    /// A source that differs from run to run.
-    pub fn from_entropy() -> Self {
-        // The standard library seeds its hashers from the operating system.
-        Self::seeded(RandomState::new().hash_one(std::process::id()))
-    }
-
-    /// A number spread evenly over all of `u64`.
-    pub fn next(&self) -> u64 {
-        let mut z = self.0.fetch_add(Self::GAMMA, Ordering::Relaxed).wrapping_add(Self::GAMMA);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+/// SplitMix64 (Steele, Lea, Flood 2014), seeded. Good for spreading load and jitter, not for secrets.
+pub fn seeded(seed: u64) -> Random {
+    let state = AtomicU64::new(seed);
+    Arc::new(move || {
+        let mut z = state
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
+            .wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
-    }
+    })
 }
 
-impl Default for Random {
-    fn default() -> Self {
-        Self::from_entropy()
-    }
+/// The same, with a seed of the operating system's: differs from run to run.
+pub fn from_os() -> Random {
+    seeded(RandomState::new().hash_one(0))
+}
+
+/// A number below `bound`, evenly (Lemire's multiplication, without the correction of its bias of at
+/// most `bound / 2^64`).
+pub(crate) fn below(random: u64, bound: u64) -> u64 {
+    ((u128::from(random) * u128::from(bound)) >> 64) as u64
 }
 
 #[cfg(test)]
@@ -45,12 +38,19 @@ mod tests {
     #[test]
     fn a_seed_repeats_and_two_seeds_differ() {
         let draw = |seed| {
-            let random = Random::seeded(seed);
-            [random.next(), random.next(), random.next()]
+            let random = seeded(seed);
+            [random(), random(), random()]
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
         // The published test vector of SplitMix64 for seed 1234567.
-        assert_eq!(Random::seeded(1_234_567).next(), 6_457_827_717_110_365_317);
+        assert_eq!(seeded(1_234_567)(), 6_457_827_717_110_365_317);
+    }
+
+    #[test]
+    fn below_stays_below() {
+        assert_eq!(below(u64::MAX, 10), 9);
+        assert_eq!(below(0, 10), 0);
+        assert_eq!(below(u64::MAX / 2 + 1, 10), 5);
     }
 }

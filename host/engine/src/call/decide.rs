@@ -13,7 +13,7 @@ use crate::event::EventKind;
 use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::guard::Refusal;
-use crate::registry::{PickRequest, Target, TargetKind};
+use crate::registry::{PickRequest, Target};
 use crate::strategy::{Action, ActionKind, AnswerData, Entry, OnFault, Situation, StrategyFault};
 
 impl<X: Exchange> Recovery<'_, X> {
@@ -102,7 +102,7 @@ impl<X: Exchange> Recovery<'_, X> {
             self.ledger.retries,
             self.previous_delay,
             time_left,
-            &mut || shared.random.next(),
+            &mut || (shared.random)(),
         );
         let present = self.present.as_ref().map(|target| target.name.clone());
         Situation {
@@ -202,7 +202,7 @@ impl<X: Exchange> Recovery<'_, X> {
         reason: &str,
     ) -> Result<Plan<X::Answer>, Refusal> {
         self.check_may_move()?;
-        let present = self.present.as_ref().map(|present| present.kind().as_str());
+        let present = self.present.as_ref().map(|present| present.spec.kind.as_str());
         let target = match target {
             Some(name) => self.named_target(name)?,
             None => {
@@ -244,7 +244,7 @@ impl<X: Exchange> Recovery<'_, X> {
         self.check_admitted(&target)?;
         self.withdraw()?;
         self.safety = self.exchange.repeat_safety(&operation);
-        self.group = target.group().clone();
+        self.group = target.spec.group.clone();
         self.operation = operation;
         self.redirected = Some(redirected);
         self.arguments = arguments;
@@ -290,7 +290,7 @@ impl<X: Exchange> Recovery<'_, X> {
     fn named_target(&self, name: &str) -> Result<Arc<Target>, Refusal> {
         self.known_target(name)
             .ok()
-            .filter(|target| target.group() == &self.group)
+            .filter(|target| target.spec.group == self.group)
             .ok_or_else(|| Refusal::UnknownTarget(name.to_owned()))
     }
 
@@ -307,13 +307,12 @@ impl<X: Exchange> Recovery<'_, X> {
         if let Some(present) = self.present.as_ref().filter(|_| cooling) {
             exclude.push(present.name.clone());
         }
-        let kind: Option<TargetKind> = None;
-        let request = PickRequest { exclude: &exclude, kind, name: None };
+        let request = PickRequest { exclude: &exclude, ..PickRequest::default() };
         self.engine.shared.registry.peek_best(group, &request, Instant::now()).ok_or(Refusal::NoTarget)
     }
 
     fn check_admitted(&self, target: &Arc<Target>) -> Result<(), Refusal> {
-        if self.engine.shared.registry.view(target, Instant::now()).admitted {
+        if target.standing(Instant::now()).admitted {
             return Ok(());
         }
         Err(Refusal::NotAdmitted(target.name.clone()))

@@ -65,7 +65,7 @@ impl Engine {
         shared.budget_of(&facts.group).deposit(started);
 
         let wanted = PickRequest { exclude: &[], kind: None, name: call.pin.as_deref() };
-        let pick = shared.registry.pick(&facts.group, &wanted, started, &mut || shared.random.next());
+        let pick = shared.registry.pick(&facts.group, &wanted, started, &mut || (shared.random)());
         let (first, failure) = match pick {
             None => (None, shared.nobody_to_ask(&facts.group)),
             Some(pick) => {

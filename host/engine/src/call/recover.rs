@@ -154,7 +154,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let now = Instant::now();
         let name = next.target.as_deref().or(self.pin.as_deref());
         let wanted = PickRequest { exclude: &[], kind: None, name };
-        let Some(pick) = shared.registry.pick(&self.group, &wanted, now, &mut || shared.random.next()) else {
+        let Some(pick) = shared.registry.pick(&self.group, &wanted, now, &mut || (shared.random)()) else {
             return Err((None, shared.nobody_to_ask(&self.group)));
         };
         let attempt = Attempt {

@@ -32,12 +32,12 @@ impl Surroundings for CallSurroundings {
             .list_group(&self.group)
             .iter()
             .map(|target| {
-                let standing = self.shared.registry.view(target, now);
+                let standing = target.standing(now);
                 TargetView {
                     name: target.name.clone(),
-                    kind: target.kind().as_str(),
-                    priority: target.priority(),
-                    weight: target.weight(),
+                    kind: target.spec.kind.as_str(),
+                    priority: target.spec.priority,
+                    weight: target.spec.weight.get(),
                     healthy: standing.healthy,
                     admitted: standing.admitted,
                     tried: self.asked.contains(&target.name),
@@ -51,7 +51,7 @@ impl Surroundings for CallSurroundings {
         // A kind nobody has is an answer, not a missing filter.
         let kind = match kind {
             None => None,
-            Some(word) => Some(TargetKind::parse(word)?),
+            Some(word) => Some(TargetKind::from_name(word)?),
         };
         let request = PickRequest { exclude: &self.asked, kind, name: None };
         let target = self.shared.registry.peek_best(&self.group, &request, Instant::now())?;
@@ -59,7 +59,8 @@ impl Surroundings for CallSurroundings {
     }
 
     fn target_attribute(&self, target: &str, key: &str) -> Option<String> {
-        self.shared.registry.get(target).filter(|t| t.group() == &self.group)?.attribute(key)
+        let target = self.shared.registry.get(target).filter(|target| target.spec.group == self.group)?;
+        target.attribute(key).map(Into::into)
     }
 
     fn last_known_good(&self) -> Option<KnownGood> {
@@ -81,6 +82,6 @@ impl Surroundings for CallSurroundings {
     }
 
     fn random(&self) -> u64 {
-        self.shared.random.next()
+        (self.shared.random)()
     }
 }

@@ -1,11 +1,415 @@
-//! Service discovery: which targets there are, in which groups, and which one is asked next.
-// STUB: replaced by the registry helper. Public API below is agreed.
+//! Service discovery: which targets there are, in which groups, how they stand, and which one is asked
+//! next.
+//!
+//! A target is a service or a model. Targets of one group stand in for one another. Reading takes no
+//! lock: the set of targets and the configuration are snapshots that writers replace as a whole, and
+//! what changes with each request (circuit, health, requests under way) are atomics of the target.
+//!
+//! ```
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use backstop::registry::{PickRequest, Registry, TargetSpec};
+//! use tokio::time::Instant;
+//!
+//! let registry = Registry::builder().build()?;
+//! registry.register(TargetSpec::service("primary", "search").url("http://localhost:8001/mcp").priority(1))?;
+//! registry.register(TargetSpec::service("backup", "search").url("http://localhost:8002/mcp"))?;
+//!
+//! let pick = registry.pick("search", &PickRequest::default(), Instant::now(), &mut || 0);
+//! let pick = pick.ok_or("no target")?;
+//! assert_eq!(&*pick.target.name, "primary");
+//! let begun = Instant::now();
+//! // ... send the request to pick.target.spec.url ...
+//! pick.permit.succeeded(Instant::now(), begun.elapsed());
+//! # Ok(())
+//! # }
+//! ```
 
-use std::sync::Arc;
+mod config;
+mod observer;
+mod select;
+mod spec;
+mod target;
 
-/// One target.
-#[derive(Debug)]
-pub struct Target {
-    /// Its name, unique in the host.
-    pub name: Arc<str>,
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub use config::{BalanceConfig, RegistryConfig, RegistryConfigError};
+pub use observer::{Observer, TargetChange};
+pub use select::{Pick, PickRequest};
+pub use spec::{TargetKind, TargetSpec};
+pub use target::{Permit, Standing, Target};
+
+use crate::random::Random;
+use select::Group;
+use target::Shared;
+
+/// Why the registry refuses a change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// There is a target of this name already.
+    #[error("target {0:?} is registered already")]
+    Duplicate(Arc<str>),
+    /// There is no target of this name.
+    #[error("there is no target {0:?}")]
+    Unknown(Arc<str>),
+    /// A target must have a name.
+    #[error("a target of group {0:?} has no name")]
+    NoName(Arc<str>),
+    /// A target must belong to a group.
+    #[error("target {0:?} belongs to no group")]
+    NoGroup(Arc<str>),
+    /// A time is zero or longer than a day.
+    #[error("target {target:?}: {key} must be more than zero, at most 24 h")]
+    TimeOutOfRange {
+        /// The target.
+        target: Arc<str>,
+        /// The setting.
+        key: &'static str,
+    },
 }
+
+/// The targets at one moment.
+#[derive(Debug, Default)]
+struct Snapshot {
+    targets: BTreeMap<Arc<str>, Arc<Target>>,
+    groups: HashMap<Arc<str>, Group>,
+}
+
+impl Snapshot {
+    fn new(targets: BTreeMap<Arc<str>, Arc<Target>>) -> Self {
+        let mut groups: HashMap<Arc<str>, Vec<Arc<Target>>> = HashMap::new();
+        for target in targets.values() {
+            groups
+                .entry(target.spec.group.clone())
+                .or_default()
+                .push(target.clone());
+        }
+        let groups = groups
+            .into_iter()
+            .map(|(name, targets)| (name, Group::new(targets)))
+            .collect();
+        Self { targets, groups }
+    }
+}
+
+/// The targets there are, and how they stand.
+pub struct Registry {
+    shared: Arc<Shared>,
+    snapshot: ArcSwap<Snapshot>,
+    /// Held by writers only.
+    writer: Mutex<()>,
+    /// Counts changes to the targets and the configuration.
+    changes: watch::Sender<u64>,
+}
+
+/// Makes a [`Registry`].
+#[derive(Default)]
+#[must_use = "a builder does nothing until it builds"]
+pub struct RegistryBuilder {
+    config: RegistryConfig,
+    observer: Option<Arc<dyn Observer>>,
+    random: Option<Random>,
+}
+
+impl RegistryBuilder {
+    /// Sets the configuration.
+    pub fn config(mut self, config: RegistryConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets who is told of changes. Default: nobody.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Sets where jitter comes from. Default: a generator seeded by the operating system.
+    pub fn random(mut self, random: Random) -> Self {
+        self.random = Some(random);
+        self
+    }
+
+    /// Makes the registry, with no target in it.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn build(self) -> Result<Registry, RegistryConfigError> {
+        self.config.validate()?;
+        Ok(Registry {
+            shared: Arc::new(Shared {
+                epoch: Instant::now(),
+                epoch_wall: SystemTime::now(),
+                config: ArcSwap::from_pointee(self.config),
+                observer: self.observer,
+                random: self.random.unwrap_or_else(crate::random::from_os),
+            }),
+            snapshot: ArcSwap::default(),
+            writer: Mutex::new(()),
+            changes: watch::Sender::new(0),
+        })
+    }
+}
+
+impl Registry {
+    /// Begins a registry.
+    pub fn builder() -> RegistryBuilder {
+        RegistryBuilder::default()
+    }
+
+    /// Adds a target.
+    ///
+    /// # Errors
+    /// If a target of its name is there already, or the target is invalid.
+    pub fn register(&self, spec: TargetSpec) -> Result<Arc<Target>, RegistryError> {
+        check(&spec)?;
+        let target = self.write(|targets| {
+            if targets.contains_key(&spec.name) {
+                return Err(RegistryError::Duplicate(spec.name));
+            }
+            let target = Arc::new(Target::new(spec, self.shared.clone()));
+            targets.insert(target.name.clone(), target.clone());
+            Ok(target)
+        })?;
+        target.tell(&TargetChange::Registered);
+        Ok(target)
+    }
+
+    /// Takes a target out. No new request goes to it; those under way finish, see [`Target::drained`].
+    ///
+    /// # Errors
+    /// If there is no such target.
+    pub fn deregister(&self, name: &str) -> Result<Arc<Target>, RegistryError> {
+        let target = self.write(|targets| {
+            targets
+                .remove(name)
+                .ok_or_else(|| RegistryError::Unknown(name.into()))
+        })?;
+        target.drain();
+        target.tell(&TargetChange::Deregistered);
+        Ok(target)
+    }
+
+    /// Replaces what is known of a target. Its circuit, its requests under way and its latency stay; what
+    /// health checks said of it stays unless they look elsewhere now.
+    ///
+    /// # Errors
+    /// If there is no target of this name, or the new one is invalid.
+    pub fn update(&self, spec: TargetSpec) -> Result<Arc<Target>, RegistryError> {
+        check(&spec)?;
+        let (old, new) = self.write(|targets| {
+            let Some(slot) = targets.get_mut(&spec.name) else {
+                return Err(RegistryError::Unknown(spec.name));
+            };
+            let new = Arc::new(slot.with_spec(spec));
+            Ok((std::mem::replace(slot, new.clone()), new))
+        })?;
+        after_update(&old, &new);
+        Ok(new)
+    }
+
+    /// Makes the targets exactly these, in one step: new ones are added, those of a known name are
+    /// updated, the others are taken out.
+    ///
+    /// # Errors
+    /// If two have the same name, or one is invalid; then nothing changes.
+    pub fn replace_all(&self, specs: Vec<TargetSpec>) -> Result<(), RegistryError> {
+        for spec in &specs {
+            check(spec)?;
+        }
+        let (mut added, mut updated) = (Vec::new(), Vec::new());
+        let removed = self.write(|targets| {
+            let mut next = BTreeMap::new();
+            for spec in specs {
+                if next.contains_key(&spec.name) {
+                    return Err(RegistryError::Duplicate(spec.name));
+                }
+                let target = match targets.get(&spec.name) {
+                    Some(old) if old.spec == spec => old.clone(),
+                    Some(old) => {
+                        let new = Arc::new(old.with_spec(spec));
+                        updated.push((old.clone(), new.clone()));
+                        new
+                    }
+                    None => {
+                        let new = Arc::new(Target::new(spec, self.shared.clone()));
+                        added.push(new.clone());
+                        new
+                    }
+                };
+                next.insert(target.name.clone(), target);
+            }
+            let mut old = std::mem::replace(targets, next);
+            old.retain(|name, _| !targets.contains_key(name));
+            Ok(old)
+        })?;
+        for target in removed.values() {
+            target.drain();
+            target.tell(&TargetChange::Deregistered);
+        }
+        for (old, new) in &updated {
+            after_update(old, new);
+        }
+        for target in &added {
+            target.tell(&TargetChange::Registered);
+        }
+        Ok(())
+    }
+
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<Arc<str>, Arc<Target>>) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let result = {
+            let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut targets = self.snapshot.load().targets.clone();
+            let result = change(&mut targets)?;
+            self.snapshot.store(Arc::new(Snapshot::new(targets)));
+            result
+        };
+        self.changes.send_modify(|version| *version += 1);
+        Ok(result)
+    }
+
+    /// Replaces the configuration; it holds from the next request on.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range; then nothing changes.
+    pub fn configure(&self, config: RegistryConfig) -> Result<(), RegistryConfigError> {
+        config.validate()?;
+        self.shared.config.store(Arc::new(config));
+        self.changes.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> Arc<RegistryConfig> {
+        self.shared.config.load_full()
+    }
+
+    /// Is woken by every change to the targets and the configuration.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The target of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<Target>> {
+        self.snapshot.load().targets.get(name).cloned()
+    }
+
+    /// Every target, by name.
+    pub fn list(&self) -> Vec<Arc<Target>> {
+        self.snapshot.load().targets.values().cloned().collect()
+    }
+
+    /// The targets of a group, highest priority first.
+    pub fn list_group(&self, group: &str) -> Vec<Arc<Target>> {
+        self.snapshot
+            .load()
+            .groups
+            .get(group)
+            .map(|group| group.targets.clone())
+            .unwrap_or_default()
+    }
+
+    /// The targets of a group that are healthy and whose circuit lets requests through, highest priority
+    /// first.
+    pub fn list_healthy(&self, group: &str, now: Instant) -> Vec<Arc<Target>> {
+        let mut targets = self.list_group(group);
+        targets.retain(|target| {
+            target.standing(now)
+                == Standing {
+                    healthy: true,
+                    admitted: true,
+                }
+        });
+        targets
+    }
+
+    /// The names of the groups, sorted.
+    pub fn groups(&self) -> Vec<Arc<str>> {
+        let mut names: Vec<_> = self.snapshot.load().groups.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Picks the target to ask next. `random` gives numbers spread evenly over all of `u64`; it is not
+    /// asked where there is nothing to choose.
+    ///
+    /// `None` where the group has no target that fits, or none that may be asked now.
+    pub fn pick(
+        &self,
+        group: &str,
+        request: &PickRequest<'_>,
+        now: Instant,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Pick> {
+        self.snapshot.load().groups.get(group)?.pick(
+            request,
+            &self.shared.config.load(),
+            now,
+            random,
+        )
+    }
+
+    /// The target that [`pick`](Self::pick) would most likely take, without taking it: of several that
+    /// share the load, the one with the largest share.
+    pub fn peek_best(
+        &self,
+        group: &str,
+        request: &PickRequest<'_>,
+        now: Instant,
+    ) -> Option<Arc<Target>> {
+        self.snapshot
+            .load()
+            .groups
+            .get(group)?
+            .peek(request, &self.shared.config.load(), now)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("targets", &self.snapshot.load().targets)
+            .finish_non_exhaustive()
+    }
+}
+
+fn after_update(old: &Target, new: &Target) {
+    if !old.spec.same_health_source(&new.spec) {
+        new.forget_health(Instant::now());
+    }
+    new.tell(&TargetChange::Updated);
+}
+
+fn check(spec: &TargetSpec) -> Result<(), RegistryError> {
+    if spec.name.is_empty() {
+        return Err(RegistryError::NoName(spec.group.clone()));
+    }
+    if spec.group.is_empty() {
+        return Err(RegistryError::NoGroup(spec.name.clone()));
+    }
+    for (key, time) in [
+        ("health_interval", spec.health_interval),
+        ("health_timeout", spec.health_timeout),
+    ] {
+        if time.is_some_and(|time| time.is_zero() || time > Duration::from_secs(24 * 3600)) {
+            return Err(RegistryError::TimeOutOfRange {
+                target: spec.name.clone(),
+                key,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! The configuration file: one TOML file that says what the targets, the strategies and the host's
+//! policies are.
+//!
+//! A file is read as far as it can be, and everything wrong in it is reported at once, each problem
+//! with its place, its reason and a remedy. So a program can start with what is right, a check can
+//! show the whole list, and a reload can refuse a file with any [`Severity::Error`] in it while the
+//! old configuration stays. Only a file that is no TOML loads nothing.
+//!
+//! What is here is plain data; the parts it configures take it from here.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use backstop::config::Config;
+//!
+//! let text = "[[service]]\nname = 'search'\nurl = 'https://example.com/mcp'\nwieght = 2\n";
+//! let loaded = Config::parse(text, Path::new("backstop.toml"), &|_| None);
+//! assert_eq!(loaded.config.services[0].name, "search");
+//! assert_eq!(
+//!     loaded.diagnostics[0].to_string(),
+//!     "backstop.toml:4:1: service[0].wieght: unknown key \"wieght\": did you mean \"weight\"? \
+//!      Write \"weight\", or remove it.",
+//! );
+//! ```
+
+pub mod cycle;
+mod diagnostic;
+mod listen;
+mod operation;
+mod policy;
+mod reader;
+mod retry;
+mod strategy;
+mod targets;
+mod text;
+mod units;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use toml::de::DeTable;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use listen::{Admin, Gateway};
+pub use operation::{Operation, Pattern};
+pub use policy::{Budget, Cache, Circuit, Deadline, Health};
+pub use retry::{Jitter, Retries, Retry};
+pub use strategy::{Grants, Limits, OnFault, Strategy};
+pub use targets::{Model, Service, Transport};
+pub use units::{
+    ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
+};
+
+use reader::{Cx, Issue, Reader};
+use targets::Taken;
+
+/// A whole configuration file. Its serialised form never holds what environment variables hold.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "backstop configuration")]
+#[non_exhaustive]
+pub struct Config {
+    /// The folder strategies are loaded from and watched in, relative to the file. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugins: Option<PathBuf>,
+    /// Whether the stock strategies inside the program can be used. Default: true.
+    pub stock: bool,
+    /// The MCP servers.
+    #[serde(rename = "service")]
+    pub services: Vec<Service>,
+    /// The models.
+    #[serde(rename = "model")]
+    pub models: Vec<Model>,
+    /// The strategies. No `[[strategy]]` at all means: all stock strategies with their defaults
+    /// (none where `stock = false`). At least one means: exactly those listed, whether from the
+    /// folder or from the stock.
+    ///
+    /// A file whose only entries are broken or not enabled lists strategies all the same:
+    /// [`Config::uses_stock_defaults`] tells the two apart.
+    #[serde(rename = "strategy")]
+    pub strategies: Vec<Strategy>,
+    /// How failures are retried, by kind.
+    pub retry: Retries,
+    /// Active health probes.
+    pub health: Health,
+    /// Circuit breaking.
+    pub circuit: Circuit,
+    /// Retry budgets.
+    pub budget: Budget,
+    /// Deadlines.
+    pub deadline: Deadline,
+    /// What is known of operations.
+    #[serde(rename = "operation")]
+    pub operations: Vec<Operation>,
+    /// What failures are recognised by.
+    #[serde(rename = "pattern")]
+    pub patterns: Vec<Pattern>,
+    /// Last known good answers; kept only where the section is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
+    /// The MCP server in front.
+    pub gateway: Gateway,
+    /// The administration endpoint; there only where the section is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<Admin>,
+    /// Whether the file has any `[[strategy]]`, good or bad.
+    #[serde(skip)]
+    lists_strategies: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            plugins: None,
+            stock: true,
+            services: Vec::new(),
+            models: Vec::new(),
+            strategies: Vec::new(),
+            retry: Retries::default(),
+            health: Health::default(),
+            circuit: Circuit::default(),
+            budget: Budget::default(),
+            deadline: Deadline::default(),
+            operations: Vec::new(),
+            patterns: Vec::new(),
+            cache: None,
+            gateway: Gateway::default(),
+            admin: None,
+            lists_strategies: false,
+        }
+    }
+}
+
+/// What came of reading a file.
+#[derive(Debug, Clone)]
+#[must_use = "the diagnostics say whether the configuration may be used"]
+pub struct Loaded {
+    /// Everything in the file that is right; defaults for the rest.
+    pub config: Config,
+    /// Everything that is not, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Loaded {
+    /// Whether any diagnostic is an error: such a file must not replace a good configuration.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics
+            .iter()
+            .any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+impl Config {
+    /// Reads a file with the environment of the process. A file that cannot be read is a diagnostic
+    /// without a line.
+    pub fn load(path: &Path) -> Loaded {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path, &|name| std::env::var(name).ok()),
+            Err(error) => {
+                let diagnostic = Diagnostic {
+                    severity: Severity::Error,
+                    file: path.to_path_buf(),
+                    line: 0,
+                    column: 0,
+                    field: String::new(),
+                    message: "cannot be read".into(),
+                    reason: error.to_string(),
+                    remedy: "Check the path and the permissions; the file must be UTF-8 text."
+                        .into(),
+                };
+                Loaded {
+                    config: Self::default(),
+                    diagnostics: vec![diagnostic],
+                }
+            }
+        }
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// `file` is what diagnostics name, and its folder is what relative paths are relative to.
+    /// `env` is what `${VAR}` is looked up in. The folders the text names are looked for on disk.
+    pub fn parse(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Loaded {
+        let cx = Cx::new(text, file, env);
+        let config = Self::read(text, &cx);
+        Loaded {
+            config,
+            diagnostics: cx.into_diagnostics(),
+        }
+    }
+
+    /// Whether the stock strategies are used with their defaults because the file lists none.
+    pub fn uses_stock_defaults(&self) -> bool {
+        self.stock && !self.lists_strategies && self.strategies.is_empty()
+    }
+
+    /// The JSON Schema of the file.
+    pub fn json_schema() -> schemars::Schema {
+        schemars::schema_for!(Config)
+    }
+
+    fn read(text: &str, cx: &Cx<'_>) -> Self {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            note_syntax(cx, &errors);
+            return Self::default();
+        }
+        let mut r = Reader::new(cx, root.get_ref(), String::new(), 0);
+        let config = Self::read_root(&mut r);
+        r.finish();
+        config
+    }
+
+    fn read_root(r: &mut Reader<'_, '_>) -> Self {
+        let mut targets = Taken::default();
+        let mut strategies = BTreeSet::new();
+        let mut patterns = Taken::default();
+        let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
+        let listen = gateway.listen;
+        let config = Self {
+            plugins: r.read("plugins", text::folder),
+            stock: r.read("stock", value::boolean).unwrap_or(true),
+            services: r.entries("service", |r| Service::read(r, &mut targets)),
+            models: r.entries("model", |r| Model::read(r, &mut targets)),
+            strategies: r.entries("strategy", |r| Strategy::read(r, &mut strategies)),
+            retry: Retries::read(r),
+            health: r.section("health", Health::read).unwrap_or_default(),
+            circuit: r.section("circuit", Circuit::read).unwrap_or_default(),
+            budget: r.section("budget", Budget::read).unwrap_or_default(),
+            deadline: r.section("deadline", Deadline::read).unwrap_or_default(),
+            operations: r.entries("operation", Operation::read),
+            patterns: r.entries("pattern", |r| Pattern::read(r, &mut patterns)),
+            cache: r.section("cache", Cache::read),
+            admin: r.section("admin", |r| Admin::read(r, listen)),
+            lists_strategies: r.has("strategy"),
+            gateway,
+        };
+        if !r.has("service") && !r.has("model") {
+            let reason = "without a [[service]] or a [[model]] every call fails";
+            r.issue_here(Issue::warning(
+                "no target",
+                reason,
+                "Add a [[service]] with name and url.",
+            ));
+        }
+        config
+    }
+}
+
+/// Notes what the TOML parser found, one problem a line: after the first, a line's others are mostly
+/// its echo.
+fn note_syntax(cx: &Cx<'_>, errors: &[toml::de::Error]) {
+    let mut lines = BTreeSet::new();
+    for error in errors {
+        let at = error.span().map_or(0, |span| span.start);
+        if lines.insert(cx.positions.of(at).0) {
+            let remedy = "Correct the TOML; nothing of this file was loaded.";
+            cx.note(
+                at,
+                String::new(),
+                Issue::error("not TOML", error.message(), remedy),
+            );
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! `[[service]]` and `[[model]]`: what calls may go to.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use toml::de::DeValue;
+
+use super::reader::{Cx, Issue, Reader};
+use super::units::Expanded;
+use super::{text, value};
+
+fn default_group() -> String {
+    "default".into()
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+/// The most a weight may be: beyond it no ratio that matters is left.
+const HEAVIEST: i64 = 1_000_000;
+
+/// One `[[service]]`: an MCP server.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Service {
+    /// Its name, unique among services and models; 1 to 128 characters without blanks.
+    pub name: String,
+    /// The group of targets that can stand in for each other. Default: `default`.
+    #[serde(default = "default_group")]
+    pub group: String,
+    /// How it is reached: over HTTP (`url`) or as a child process (`command`).
+    #[serde(flatten)]
+    pub transport: Transport,
+    /// A URL whose 2xx answer to GET says that it is well. Default: it is asked over MCP itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_url: Option<Expanded>,
+    /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
+    #[serde(default)]
+    pub priority: i32,
+    /// Its share among targets of the same priority, 1 to 1000000. Default: 1 (DESIGN: configuration).
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = HEAVIEST))]
+    pub weight: u32,
+    /// Whether its tool annotations are believed. Default: false (RULES: hints of an untrusted
+    /// server count for nothing).
+    #[serde(default)]
+    pub trusted: bool,
+}
+
+/// How a [`Service`] is reached.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Transport {
+    /// Streamable HTTP.
+    Http {
+        /// Its MCP endpoint, `http` or `https`.
+        url: Expanded,
+        /// Headers sent with every request. Default: none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<String, Expanded>,
+    },
+    /// A child process spoken to over standard input and output.
+    Stdio {
+        /// The program: a name looked up in the PATH, or a path (relative to the file).
+        command: String,
+        /// Its arguments. Default: none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        args: Vec<String>,
+        /// Variables added to its environment. Default: none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        env: BTreeMap<String, Expanded>,
+        /// The folder it runs in, relative to the file. Default: the one the host runs in.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cwd: Option<PathBuf>,
+    },
+}
+
+/// One `[[model]]`: a model behind an OpenAI-compatible API.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Model {
+    /// Its name, unique among services and models; 1 to 128 characters without blanks.
+    pub name: String,
+    /// The group of models that can stand in for each other. Default: `default`.
+    #[serde(default = "default_group")]
+    pub group: String,
+    /// The API's base URL, such as `https://api.example.com/v1`.
+    pub base_url: Expanded,
+    /// The model as the API knows it. Default: the name.
+    #[serde(default)]
+    pub model: String,
+    /// The environment variable that holds the API key. Default: no key is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_env: Option<String>,
+    /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
+    #[serde(default)]
+    pub priority: i32,
+    /// Its share among models of the same priority, 1 to 1000000. Default: 1 (DESIGN: configuration).
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = HEAVIEST))]
+    pub weight: u32,
+}
+
+/// Names already taken, and by what.
+#[derive(Default)]
+pub(super) struct Taken(BTreeMap<String, &'static str>);
+
+impl Taken {
+    /// Reads the `name` of an entry and notes a second use of it.
+    pub(super) fn name(
+        &mut self,
+        r: &mut Reader<'_, '_>,
+        what: &'static str,
+        name: Option<String>,
+    ) -> Option<String> {
+        let name = name?;
+        if let Some(other) = self.0.get(&name) {
+            let reason = format!("an earlier {other} has the name {name:?}");
+            r.issue(
+                "name",
+                Issue::error(
+                    "duplicate name",
+                    reason,
+                    format!("Give this {what} a name of its own."),
+                ),
+            );
+            return None;
+        }
+        self.0.insert(name.clone(), what);
+        Some(name)
+    }
+}
+
+impl Service {
+    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
+        let name = r.require("name", "\"NAME\"", text::name);
+        let name = taken.name(r, "service", name);
+        let group = r.read("group", text::name);
+        let transport = Transport::read(r);
+        let health_url = r.read("health_url", text::url);
+        let priority = r.read(
+            "priority",
+            value::integer(i32::MIN.into()..=i32::MAX.into()),
+        );
+        let weight = r.read("weight", value::integer(1..=HEAVIEST));
+        let trusted = r.read("trusted", value::boolean);
+        Some(Self {
+            name: name?,
+            group: group.unwrap_or_else(default_group),
+            transport: transport?,
+            health_url,
+            priority: priority.unwrap_or(0),
+            weight: weight.unwrap_or_else(default_weight),
+            trusted: trusted.unwrap_or(false),
+        })
+    }
+}
+
+impl Transport {
+    fn read(r: &mut Reader<'_, '_>) -> Option<Self> {
+        let url = r.read("url", text::url);
+        let headers = r.map("headers", header);
+        let command = r
+            .read("command", value::text)
+            .and_then(|text| command(r, &text));
+        let args = r.list("args", value::text).unwrap_or_default();
+        let env = r.map("env", |_, text, cx| text::expanded(text, cx));
+        let cwd = r.read("cwd", text::folder);
+        match (r.has("url"), r.has("command")) {
+            (true, true) => {
+                let reason = "a service is either reached over HTTP or started as a process";
+                r.issue(
+                    "command",
+                    Issue::error("both url and command", reason, "Remove one of the two."),
+                );
+                None
+            }
+            (false, false) => {
+                let reason = "a service must be reached over HTTP or started as a process";
+                let remedy = "Add url = \"https://…\" or command = \"PROGRAM\".";
+                r.issue_here(Issue::error("neither url nor command", reason, remedy));
+                None
+            }
+            (true, false) => {
+                for key in ["args", "env", "cwd"] {
+                    other_transport(r, key, "command");
+                }
+                Some(Self::Http { url: url?, headers })
+            }
+            (false, true) => {
+                other_transport(r, "headers", "url");
+                Some(Self::Stdio {
+                    command: command?,
+                    args,
+                    env,
+                    cwd,
+                })
+            }
+        }
+    }
+}
+
+/// A key that only means something beside another one.
+fn other_transport(r: &mut Reader<'_, '_>, key: &'static str, beside: &str) {
+    if r.has(key) {
+        let reason = format!("{key} only means something beside {beside}");
+        r.issue(
+            key,
+            Issue::error(format!("{key} without {beside}"), reason, "Remove it."),
+        );
+    }
+}
+
+/// A program with a folder in its name is relative to the file, as every path is; a bare name is
+/// left to the PATH.
+fn command(r: &mut Reader<'_, '_>, text: &str) -> Option<String> {
+    let path = Path::new(text);
+    if text.trim().is_empty() {
+        let remedy = "Write the program's name or path.";
+        r.issue(
+            "command",
+            Issue::error("empty command", "there is no program to start", remedy),
+        );
+        return None;
+    }
+    if path.components().count() < 2 || path.is_absolute() {
+        return Some(text.to_owned());
+    }
+    Some(r.cx.folder.join(path).to_string_lossy().into_owned())
+}
+
+fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issue> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        let reason = format!("{name:?} has a character that RFC 9110 does not allow in one");
+        return Err(Issue::error(
+            "not a header name",
+            reason,
+            "Write letters, digits and hyphens.",
+        ));
+    }
+    let text = text::expanded(value, cx)?;
+    if text
+        .value()
+        .bytes()
+        .any(|b| (b < b' ' && b != b'\t') || b == 0x7f)
+    {
+        let reason = "it holds a line break or another control character";
+        return Err(Issue::error(
+            "not a header value",
+            reason,
+            "Write it in one line.",
+        ));
+    }
+    Ok(text)
+}
+
+impl Model {
+    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
+        let name = r.require("name", "\"NAME\"", text::name);
+        let name = taken.name(r, "model", name);
+        let group = r.read("group", text::name);
+        let base_url = r.require("base_url", "\"https://…/v1\"", text::url);
+        let model = r.read("model", value::text);
+        let api_key_env = secret_env(r, "api_key_env", "the API is asked without a key");
+        let priority = r.read(
+            "priority",
+            value::integer(i32::MIN.into()..=i32::MAX.into()),
+        );
+        let weight = r.read("weight", value::integer(1..=HEAVIEST));
+        let name = name?;
+        Some(Self {
+            group: group.unwrap_or_else(default_group),
+            base_url: base_url?,
+            model: model.unwrap_or_else(|| name.clone()),
+            name,
+            api_key_env,
+            priority: priority.unwrap_or(0),
+            weight: weight.unwrap_or_else(default_weight),
+        })
+    }
+}
+
+/// The name of an environment variable that holds a secret; warns where it is not set.
+pub(super) fn secret_env(
+    r: &mut Reader<'_, '_>,
+    key: &'static str,
+    otherwise: &str,
+) -> Option<String> {
+    let name = r.read(key, value::text)?;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        // The text itself is not shown: it may be the secret, written in the wrong place.
+        let reason = "this is the name of a variable (letters, digits, `_`), not the secret itself";
+        r.issue(
+            key,
+            Issue::error(
+                "not a variable's name",
+                reason,
+                "Put the secret into the environment, and its name here.",
+            ),
+        );
+        return None;
+    }
+    if (r.cx.env)(&name).is_none_or(|value| value.is_empty()) {
+        let reason = format!("{name} is not set or is empty: {otherwise}");
+        r.issue(
+            key,
+            Issue::warning("no secret", reason, format!("Set {name} before the start.")),
+        );
+    }
+    Some(name)
+}

@@ -1,0 +1,200 @@
+//! What is wrong with an entry: what is missing, what is there twice, what cannot be read.
+
+use super::*;
+
+#[test]
+fn a_service_has_either_a_url_or_a_command() {
+    error(
+        "command = 'x'\n",
+        (4, 11, "service[0].command"),
+        "both url and command",
+        "Remove one",
+    );
+    error(
+        "[[service]]\nname = 'b'\n",
+        (4, 1, "service[1]"),
+        "neither url nor command",
+        "Add url",
+    );
+    error(
+        "args = []\n",
+        (4, 8, "service[0].args"),
+        "args without command",
+        "Remove it",
+    );
+    let headers = "[[service]]\nname = 'b'\ncommand = 'x'\nheaders = {}\n";
+    error(
+        headers,
+        (7, 11, "service[1].headers"),
+        "headers without url",
+        "Remove it",
+    );
+    error(
+        "[[service]]\nname = 'b'\ncommand = ''\n",
+        (6, 11, "service[1].command"),
+        "empty command",
+        "program",
+    );
+}
+
+#[test]
+fn what_an_entry_cannot_be_without_is_asked_for() {
+    error(
+        "[[service]]\nurl = 'http://a'\n",
+        (4, 1, "service[1].name"),
+        "\"name\" is missing",
+        "Add name = \"NAME\"",
+    );
+    error(
+        "[[model]]\nname = 'm'\n",
+        (4, 1, "model[0].base_url"),
+        "[[model]] cannot be without it",
+        "Add base_url",
+    );
+    error(
+        "[[strategy]]\n",
+        (4, 1, "strategy[0].plugin"),
+        "\"plugin\" is missing",
+        "Add plugin",
+    );
+    error(
+        "[[pattern]]\nname = 'p'\nkind = 'X'\n",
+        (4, 1, "pattern[0]"),
+        "nothing to match",
+        "Add message",
+    );
+}
+
+#[test]
+fn urls_are_http() {
+    let second = |url: &str| format!("[[service]]\nname = 'b'\nurl = '{url}'\n");
+    error(
+        &second("ftp://a/b"),
+        (6, 7, "service[1].url"),
+        "not an HTTP URL",
+        "https://example.com/mcp",
+    );
+    error(
+        &second("a/b"),
+        (6, 7, "service[1].url"),
+        "not a URL",
+        "https://",
+    );
+    error(
+        "health_url = 'file:///x'\n",
+        (4, 14, "service[0].health_url"),
+        "not an HTTP URL",
+        "https://",
+    );
+    error(
+        "[[model]]\nname = 'm'\nbase_url = 'x'\n",
+        (6, 12, "model[0].base_url"),
+        "not a URL",
+        "https://",
+    );
+}
+
+#[test]
+fn names_are_unique_across_services_and_models() {
+    let second = "[[service]]\nname = 'ok'\nurl = 'http://b'\n";
+    error(
+        second,
+        (5, 8, "service[1].name"),
+        "an earlier service has the name \"ok\"",
+        "this service",
+    );
+    error(
+        "[[model]]\nname = 'ok'\nbase_url = 'http://b'\n",
+        (5, 8, "model[0].name"),
+        "an earlier service",
+        "this model",
+    );
+    error(
+        "[[service]]\nname = 'a b'\nurl = 'http://b'\n",
+        (5, 8, "service[1].name"),
+        "not a name",
+        "without blanks",
+    );
+}
+
+#[test]
+fn two_strategies_of_one_plugin_need_names() {
+    let text = "[[strategy]]\nplugin = 'p'\n[[strategy]]\nplugin = 'p'\n";
+    error(
+        text,
+        (7, 10, "strategy[1].plugin"),
+        "an earlier [[strategy]] has the name \"p\"",
+        "name = ",
+    );
+    let named =
+        format!("{SERVICE}[[strategy]]\nplugin = 'p'\n[[strategy]]\nplugin = 'p'\nname = 'q'\n");
+    assert!(parse(&named).diagnostics.is_empty());
+    error(
+        "[[strategy]]\nplugin = 'a/p.wasm'\n",
+        (5, 10, "strategy[0].plugin"),
+        "not a strategy's name",
+        "\".wasm\"",
+    );
+}
+
+#[test]
+fn folders_must_be_there() {
+    let text = format!("plugins = 'gone'\n{SERVICE}");
+    let (at, message, remedy, _) = only(&text);
+    assert_eq!(at, (1, 11, "plugins".into()));
+    assert_eq!(message, "no such folder: gone does not exist");
+    assert!(remedy.contains("Create it"));
+    let grants = "[[strategy]]\nplugin = 'p'\ngrants = { folder = 'gone' }\n";
+    error(
+        grants,
+        (6, 21, "strategy[0].grants.folder"),
+        "does not exist",
+        "relative to this file",
+    );
+}
+
+#[test]
+fn a_broken_expression_is_shown_where_it_breaks() {
+    let pattern =
+        |message: &str| format!("[[pattern]]\nname = 'p'\nkind = 'Mine'\nmessage = '{message}'\n");
+    error(
+        &pattern("quöta (all"),
+        (7, 11, "pattern[0].message"),
+        "at character 7: unclosed group",
+        "syntax",
+    );
+    error(
+        &pattern("a{1000}{1000}{1000}"),
+        (7, 11, "pattern[0].message"),
+        "not a regular expression",
+        "Correct",
+    );
+    error(
+        "[[operation]]\nmatch = 'a['\n",
+        (5, 9, "operation[0].match"),
+        "not a glob: \"a[\"",
+        "search_*",
+    );
+}
+
+#[test]
+fn an_unknown_word_gets_the_nearest_one() {
+    error(
+        "[retry.default]\njitter = 'ful'\n",
+        (5, 10, "retry.default.jitter"),
+        "did you mean \"full\"?",
+        "\"decorrelated\"",
+    );
+    error(
+        "[[operation]]\nmatch = '*'\nrepeat = 'never'\n",
+        (6, 10, "operation[0].repeat"),
+        "none of those",
+        "\"read-only\"",
+    );
+    error(
+        "[[strategy]]\nplugin = 'p'\non_fault = 'Skip'\n",
+        (6, 12, "strategy[0].on_fault"),
+        "\"skip\"?",
+        "\"decline\"",
+    );
+}

@@ -1,0 +1,194 @@
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// What a target is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetKind {
+    /// An MCP server, or another service.
+    #[default]
+    Service,
+    /// A model.
+    Model,
+}
+
+impl TargetKind {
+    /// The kind's name, as strategies see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Model => "model",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "service" => Some(Self::Service),
+            "model" => Some(Self::Model),
+            _ => None,
+        }
+    }
+}
+
+/// What is known of a target when it is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TargetSpec {
+    /// Its name, unique in the host.
+    pub name: Arc<str>,
+    /// The group it belongs to: targets of a group stand in for one another.
+    pub group: Arc<str>,
+    /// What it is.
+    pub kind: TargetKind,
+    /// Where it is, if it is on a network.
+    pub url: Option<String>,
+    /// Where its health is asked for. See [`effective_health_url`](Self::effective_health_url).
+    pub health_url: Option<String>,
+    /// Whether it is probed at all. Default: yes.
+    pub probed: bool,
+    /// The time between two probes. More than zero, at most 24 h. Default: the registry's.
+    pub health_interval: Option<Duration>,
+    /// The time a probe may take. More than zero, at most 24 h. Default: the registry's.
+    pub health_timeout: Option<Duration>,
+    /// Higher is preferred. Default: 0.
+    pub priority: i32,
+    /// Its share among targets of the same priority. Default: 1.
+    pub weight: NonZeroU32,
+    /// Whether what it says of itself, such as tool annotations, is believed. Default: no.
+    pub trusted: bool,
+    /// Anything else, by name.
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl TargetSpec {
+    /// A service of a group.
+    pub fn service(name: impl Into<Arc<str>>, group: impl Into<Arc<str>>) -> Self {
+        Self::new(name.into(), group.into(), TargetKind::Service)
+    }
+
+    /// A model of a group.
+    pub fn model(name: impl Into<Arc<str>>, group: impl Into<Arc<str>>) -> Self {
+        Self::new(name.into(), group.into(), TargetKind::Model)
+    }
+
+    fn new(name: Arc<str>, group: Arc<str>, kind: TargetKind) -> Self {
+        Self {
+            name,
+            group,
+            kind,
+            url: None,
+            health_url: None,
+            probed: true,
+            health_interval: None,
+            health_timeout: None,
+            priority: 0,
+            weight: NonZeroU32::MIN,
+            trusted: false,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    /// Sets where it is.
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.url = Some(url.into());
+        self
+    }
+
+    /// Sets where its health is asked for.
+    pub fn health_url(mut self, url: impl Into<String>) -> Self {
+        self.health_url = Some(url.into());
+        self
+    }
+
+    /// Leaves it out of active health checks.
+    pub fn unprobed(mut self) -> Self {
+        self.probed = false;
+        self
+    }
+
+    /// Sets the time between two probes.
+    pub fn health_interval(mut self, interval: Duration) -> Self {
+        self.health_interval = Some(interval);
+        self
+    }
+
+    /// Sets the time a probe may take.
+    pub fn health_timeout(mut self, timeout: Duration) -> Self {
+        self.health_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the priority.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets the weight.
+    pub fn weight(mut self, weight: NonZeroU32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Believes what it says of itself.
+    pub fn trusted(mut self) -> Self {
+        self.trusted = true;
+        self
+    }
+
+    /// Adds anything else, by name.
+    pub fn attribute(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.attributes.insert(key.into(), value.into());
+        self
+    }
+
+    /// The health URL: the one given, else `{url}/health` for a service. A model's API has no such
+    /// convention, so a model is asked for its health only where a URL is given.
+    pub fn effective_health_url(&self) -> Option<Cow<'_, str>> {
+        match (&self.health_url, &self.url, self.kind) {
+            (Some(given), _, _) => Some(given.into()),
+            (None, Some(url), TargetKind::Service) => {
+                Some(format!("{}/health", url.trim_end_matches('/')).into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the two are asked for their health in the same way, so that what is known of one holds
+    /// for the other.
+    pub(super) fn same_health_source(&self, other: &Self) -> bool {
+        self.probed == other.probed && self.url == other.url && self.health_url == other.health_url
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_health_url_defaults_to_the_path_health_below_the_url() {
+        let spec = TargetSpec::service("a", "g").url("http://localhost:1/");
+        assert_eq!(
+            spec.effective_health_url().unwrap(),
+            "http://localhost:1/health"
+        );
+        let given = spec.health_url("http://localhost:2/live");
+        assert_eq!(
+            given.effective_health_url().unwrap(),
+            "http://localhost:2/live"
+        );
+        assert_eq!(TargetSpec::service("a", "g").effective_health_url(), None);
+        assert_eq!(
+            TargetSpec::model("a", "g")
+                .url("http://localhost:1")
+                .effective_health_url(),
+            None
+        );
+    }
+}

@@ -1,0 +1,441 @@
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Observer, RegistryConfig, TargetChange, TargetSpec};
+use crate::circuit::{Circuit, CircuitState, Gate, Ticket, Transition, Verdict};
+use crate::health::{Health, HealthStatus};
+use crate::random::Random;
+
+/// What the targets of one registry have in common.
+pub(super) struct Shared {
+    pub(super) epoch: Instant,
+    pub(super) epoch_wall: SystemTime,
+    pub(super) config: ArcSwap<RegistryConfig>,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+    pub(super) random: Random,
+}
+
+/// One target: what is known of it, and how it stands.
+///
+/// An update makes a new `Target` with the same state, so a request under way still counts.
+pub struct Target {
+    /// Its name, unique in the host.
+    pub name: Arc<str>,
+    /// What it was registered with.
+    pub spec: TargetSpec,
+    state: Arc<State>,
+}
+
+struct State {
+    shared: Arc<Shared>,
+    circuit: Circuit,
+    health: Health,
+    in_flight: AtomicU32,
+    /// A moving mean in nanoseconds; 0 while nothing is known.
+    latency: AtomicU64,
+    /// When it became unavailable, and when it last recovered, as [`State::stamp`]; 0 for never.
+    down_since: AtomicU64,
+    recovered_at: AtomicU64,
+    draining: AtomicBool,
+    drained: Notify,
+}
+
+impl State {
+    /// Nanoseconds since the epoch plus one, so that 0 is free to mean "never".
+    fn stamp(&self, now: Instant) -> u64 {
+        let nanos = now.saturating_duration_since(self.shared.epoch).as_nanos();
+        u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+/// How a target stands, as a strategy sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Standing {
+    /// Health checks call it healthy, or know nothing yet.
+    pub healthy: bool,
+    /// Its circuit would let a request through now.
+    pub admitted: bool,
+}
+
+/// What a target is good for at the moment, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Availability {
+    /// Healthy, circuit closed.
+    Ready,
+    /// Healthy, and its circuit wants to know whether the target is well again.
+    Probe,
+    /// Unhealthy, but live traffic has found nothing.
+    Doubtful,
+    /// Unhealthy, and its circuit wants to know.
+    DoubtfulProbe,
+    /// Its circuit lets nothing through.
+    Shut,
+}
+
+impl Target {
+    pub(super) fn new(spec: TargetSpec, shared: Arc<Shared>) -> Self {
+        let state = State {
+            circuit: Circuit::new(shared.epoch),
+            health: Health::default(),
+            in_flight: AtomicU32::new(0),
+            latency: AtomicU64::new(0),
+            down_since: AtomicU64::new(0),
+            recovered_at: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            drained: Notify::new(),
+            shared,
+        };
+        Self {
+            name: spec.name.clone(),
+            spec,
+            state: Arc::new(state),
+        }
+    }
+
+    pub(super) fn with_spec(&self, spec: TargetSpec) -> Self {
+        Self {
+            name: self.name.clone(),
+            spec,
+            state: self.state.clone(),
+        }
+    }
+
+    /// Whether the two are versions of one target.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    /// How it stands.
+    pub fn standing(&self, now: Instant) -> Standing {
+        let availability = self.availability(&self.state.shared.config.load(), now);
+        Standing {
+            healthy: !self.health().is_unhealthy(),
+            admitted: availability != Availability::Shut && !self.is_draining(),
+        }
+    }
+
+    /// What health checks say of it.
+    pub fn health(&self) -> HealthStatus {
+        self.state.health.status()
+    }
+
+    /// The state of its circuit. An open circuit turns half-open with the request that tries it.
+    pub fn circuit(&self) -> CircuitState {
+        self.state.circuit.state()
+    }
+
+    /// When its open circuit is tried again; `None` while it is not open.
+    pub fn open_until(&self) -> Option<Instant> {
+        self.state.circuit.open_until()
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.state.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// A moving mean of how long good answers took (weight of the newest 1/8, as in RFC 6298); `None`
+    /// before the first.
+    pub fn latency(&self) -> Option<Duration> {
+        Some(self.state.latency.load(Ordering::Relaxed))
+            .filter(|nanos| *nanos != 0)
+            .map(Duration::from_nanos)
+    }
+
+    /// When a health check last came to a result.
+    pub fn last_checked(&self) -> Option<SystemTime> {
+        let checked = self.state.health.last_checked()?;
+        self.state
+            .shared
+            .epoch_wall
+            .checked_add(checked.saturating_duration_since(self.state.shared.epoch))
+    }
+
+    /// Whether it was taken out of the registry.
+    pub fn is_draining(&self) -> bool {
+        self.state.draining.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it was taken out of the registry and no request is under way any more. No request
+    /// begins after that.
+    pub async fn drained(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.state.drained.notified());
+            notified.as_mut().enable();
+            if self.is_draining() && self.in_flight() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Anything known of it by name: `url`, `latency` (milliseconds), `last-checked` (milliseconds since
+    /// the Unix epoch), else one of the attributes it was registered with.
+    pub fn attribute(&self, key: &str) -> Option<Cow<'_, str>> {
+        match key {
+            "url" => self.spec.url.as_deref().map(Cow::from),
+            "latency" => Some(self.latency()?.as_millis().to_string().into()),
+            "last-checked" => {
+                let since = self
+                    .last_checked()?
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .ok()?;
+                Some(since.as_millis().to_string().into())
+            }
+            _ => self
+                .spec
+                .attributes
+                .get(key)
+                .map(|value| value.as_str().into()),
+        }
+    }
+
+    pub(super) fn availability(&self, config: &RegistryConfig, now: Instant) -> Availability {
+        match (
+            self.state.circuit.gate(&config.circuit, now),
+            self.health().is_unhealthy(),
+        ) {
+            (Gate::Free, false) => Availability::Ready,
+            (Gate::Probe, false) => Availability::Probe,
+            (Gate::Free, true) => Availability::Doubtful,
+            (Gate::Probe, true) => Availability::DoubtfulProbe,
+            (Gate::Shut, _) => Availability::Shut,
+        }
+    }
+
+    /// Its weight in thousandths, smaller for a while after a recovery. Never 0.
+    pub(super) fn present_weight(&self, config: &RegistryConfig, now: Instant) -> u64 {
+        let full = u64::from(self.spec.weight.get()) * 1000;
+        let recovered = self.state.recovered_at.load(Ordering::Relaxed);
+        let window = config.balance.slow_start.as_nanos();
+        if recovered == 0 || window == 0 {
+            return full;
+        }
+        let elapsed = u128::from(self.state.stamp(now).saturating_sub(recovered));
+        let ramped = (elapsed * 1000 / window).min(1000) as u64;
+        let share = ramped.max(u64::from(config.balance.slow_start_floor_percent) * 10);
+        u64::from(self.spec.weight.get()) * share
+    }
+
+    /// Asks the circuit for a request, or, `forced`, for the one request it allows when no other target
+    /// is left.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        config: &RegistryConfig,
+        now: Instant,
+        forced: bool,
+    ) -> Option<Permit> {
+        // Counted before the flag is read, and the flag is set before the count is read: a drained
+        // target stays drained.
+        self.state.in_flight.fetch_add(1, Ordering::SeqCst);
+        let circuit = &self.state.circuit;
+        let admitted = match (self.is_draining(), forced) {
+            (true, _) => None,
+            (false, true) => circuit.force(&config.circuit, now),
+            (false, false) => circuit.admit(&config.circuit, now),
+        };
+        let Some((ticket, transition)) = admitted else {
+            self.leave();
+            return None;
+        };
+        let permit = Permit {
+            target: self.clone(),
+            ticket,
+            settled: false,
+        };
+        if let Some(transition) = transition {
+            self.report(transition, now);
+        }
+        Some(permit)
+    }
+
+    fn leave(&self) {
+        if self.state.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_draining() {
+            self.state.drained.notify_waiters();
+        }
+    }
+
+    pub(super) fn drain(&self) {
+        self.state.draining.store(true, Ordering::SeqCst);
+        self.state.drained.notify_waiters();
+    }
+
+    /// Which version of what is known of its health a probe that starts now is about.
+    pub(crate) fn health_version(&self) -> u64 {
+        self.state.health.version()
+    }
+
+    /// A probe's result. Ignored where what is probed has changed since it started.
+    pub(crate) fn probed(&self, version: u64, well: bool, now: Instant) {
+        let config = self.state.shared.config.load();
+        let change = self.state.health.record(version, well, &config.health, now);
+        if self.is_draining() {
+            return;
+        }
+        match change {
+            Some(true) => {
+                self.tell(&TargetChange::Up);
+                self.check_recovered(now);
+            }
+            Some(false) => {
+                self.went_down(now);
+                self.tell(&TargetChange::Down);
+            }
+            None => {}
+        }
+    }
+
+    /// Forgets what health checks said: they look elsewhere from now on, or have ended.
+    pub(crate) fn forget_health(&self, now: Instant) {
+        let was_unhealthy = self.state.health.reset();
+        if was_unhealthy && !self.is_draining() {
+            self.tell(&TargetChange::Up);
+            self.check_recovered(now);
+        }
+    }
+
+    fn went_down(&self, now: Instant) {
+        let stamp = self.state.stamp(now);
+        let _ =
+            self.state
+                .down_since
+                .compare_exchange(0, stamp, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn check_recovered(&self, now: Instant) {
+        if self.circuit() != CircuitState::Closed || self.health().is_unhealthy() {
+            return;
+        }
+        let since = self.state.down_since.swap(0, Ordering::Relaxed);
+        if since != 0 {
+            let stamp = self.state.stamp(now);
+            self.state.recovered_at.store(stamp, Ordering::Relaxed);
+            self.tell(&TargetChange::Recovered {
+                after: Duration::from_nanos(stamp.saturating_sub(since)),
+            });
+        }
+    }
+
+    fn report(&self, transition: Transition, now: Instant) {
+        match transition {
+            Transition::Opened {
+                open_for,
+                openings,
+                cause,
+            } => {
+                self.went_down(now);
+                self.tell(&TargetChange::CircuitOpened {
+                    open_for,
+                    openings,
+                    cause,
+                });
+            }
+            Transition::HalfOpened => self.tell(&TargetChange::CircuitHalfOpened),
+            Transition::Closed => {
+                self.tell(&TargetChange::CircuitClosed);
+                self.check_recovered(now);
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, change: &TargetChange) {
+        if let Some(observer) = &self.state.shared.observer {
+            observer.changed(self, change);
+        }
+    }
+
+    fn settle(&self, ticket: &Ticket, verdict: Option<Verdict>, now: Instant) -> bool {
+        let shared = &self.state.shared;
+        let config = shared.config.load();
+        let (counted, transition) =
+            self.state
+                .circuit
+                .settle(ticket, verdict, &config.circuit, now, &*shared.random);
+        drop(config);
+        if let Some(transition) = transition {
+            self.report(transition, now);
+        }
+        counted
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("spec", &self.spec)
+            .field("health", &self.health())
+            .field("circuit", &self.circuit())
+            .field("in_flight", &self.in_flight())
+            .field("draining", &self.is_draining())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Leave to send one request to a target.
+///
+/// Give it back with the result. Dropped without one (the caller gave up, the host could not send), it
+/// says nothing about the target, and a half-open circuit's place is free again.
+#[must_use = "a permit that is dropped lets nothing be learned from the request"]
+#[derive(Debug)]
+pub struct Permit {
+    target: Arc<Target>,
+    ticket: Ticket,
+    settled: bool,
+}
+
+impl Permit {
+    /// The target.
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The target answered well, after `latency`.
+    pub fn succeeded(mut self, now: Instant, latency: Duration) {
+        self.settled = true;
+        if self.target.settle(&self.ticket, Some(Verdict::Well), now) {
+            let mean = &self.target.state.latency;
+            let newest = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let old = mean.load(Ordering::Relaxed);
+            // Two at the same moment may lose one: it is a mean.
+            mean.store(
+                if old == 0 {
+                    newest
+                } else {
+                    (old - old / 8 + newest / 8).max(1)
+                },
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// The target failed. Where that does not speak against its health (throttling, an error that is the
+    /// tool's own answer) the target did answer, and its circuit counts it as well. A failure that arose
+    /// in the host is no result: drop the permit instead.
+    pub fn failed(mut self, now: Instant, ill_health: bool) {
+        self.settled = true;
+        let verdict = if ill_health {
+            Verdict::Ill
+        } else {
+            Verdict::Well
+        };
+        self.target.settle(&self.ticket, Some(verdict), now);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.settled {
+            // The time plays no part where there is no result.
+            self.target
+                .settle(&self.ticket, None, self.target.state.shared.epoch);
+        }
+        self.target.leave();
+    }
+}
