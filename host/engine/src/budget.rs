@@ -2,7 +2,7 @@
 //!
 //! A retry helps against a fault of one target and harms in an outage of all: three retries of every
 //! call are four times the load on a system that is failing already. A budget ties the extra attempts
-//! of a group (retries, hedges and fallbacks alike) to the calls that go well. An empty budget means
+//! of a group (retries, hedges and fallbacks alike) to the calls made. An empty budget means
 //! no retry; nobody ever waits for one.
 //!
 //! Two policies, one interface:
@@ -11,7 +11,7 @@
 //! - [`BudgetPolicy::Tokens`], as in gRPC (proposal A6): failures drain a bucket, successes fill it
 //!   slowly, and no retry goes out while it is at most half full.
 //!
-//! Depositing, which every good call does, is lock-free; withdrawing, which only failures do, takes a
+//! Counting, which every call does, is lock-free; withdrawing, which only failures do, takes a
 //! short lock, so that two failures never share the last token. Time is a parameter.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,37 +165,70 @@ impl RetryBudget {
         })
     }
 
+    /// A new budget of the same policy, that starts at `now`.
+    #[must_use]
+    pub fn renewed(&self, now: Instant) -> Self {
+        let account = match &self.account {
+            Account::Ratio {
+                slot,
+                deposit,
+                reserve,
+                ..
+            } => Account::Ratio {
+                start: now,
+                slot: *slot,
+                deposit: *deposit,
+                reserve: *reserve,
+                slots: std::array::from_fn(|_| AtomicU64::new(0)),
+            },
+            Account::Tokens { max, success, .. } => Account::Tokens {
+                max: *max,
+                success: *success,
+                tokens: AtomicU64::new(max.unsigned_abs()),
+            },
+        };
+        Self {
+            policy: self.policy,
+            account,
+            withdrawing: Mutex::new(()),
+        }
+    }
+
     /// The policy.
     pub fn policy(&self) -> BudgetPolicy {
         self.policy
     }
 
-    /// Counts a call. To be called once for each call that was answered, by whichever attempt.
-    /// Lock-free.
-    pub fn deposit(&self, now: Instant) {
-        match &self.account {
-            Account::Ratio {
-                start,
-                slot,
-                deposit,
-                slots,
-                ..
-            } => {
-                book(slots, generation(*start, *slot, now), *deposit);
-            }
-            Account::Tokens {
-                max,
-                success,
-                tokens,
-            } => {
-                let max = max.unsigned_abs();
-                let success = success.unsigned_abs();
-                // A full bucket, which is what a healthy group has, costs one read.
-                if tokens.load(Ordering::Relaxed) < max {
-                    let _ = tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |have| {
-                        Some(have.saturating_add(success).min(max))
-                    });
-                }
+    /// Counts a call that begins, which is what [`BudgetPolicy::Ratio`] reckons by. Lock-free.
+    pub fn call_began(&self, now: Instant) {
+        if let Account::Ratio {
+            start,
+            slot,
+            deposit,
+            slots,
+            ..
+        } = &self.account
+        {
+            book(slots, generation(*start, *slot, now), *deposit);
+        }
+    }
+
+    /// Counts a call that was answered, by whichever attempt, which is what [`BudgetPolicy::Tokens`]
+    /// reckons by. Lock-free.
+    pub fn call_succeeded(&self) {
+        if let Account::Tokens {
+            max,
+            success,
+            tokens,
+        } = &self.account
+        {
+            let max = max.unsigned_abs();
+            let success = success.unsigned_abs();
+            // A full bucket, which is what a healthy group has, costs one read.
+            if tokens.load(Ordering::Relaxed) < max {
+                let _ = tokens.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |have| {
+                    Some(have.saturating_add(success).min(max))
+                });
             }
         }
     }
@@ -361,7 +394,7 @@ mod tests {
         let (budget, now) = ratio(10, 0, 0.2);
         assert!(!budget.try_withdraw(now), "nothing was deposited yet");
         for _ in 0..100 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         assert_eq!(budget.remaining(now), 20);
         assert_eq!(withdraw_all(&budget, now), 20);
@@ -380,7 +413,7 @@ mod tests {
     fn a_deposit_lasts_for_its_ttl() {
         let (budget, now) = ratio(10, 0, 1.0);
         for second in 0..5 {
-            budget.deposit(now + Duration::from_secs(second));
+            budget.call_began(now + Duration::from_secs(second));
         }
         let remaining = |second| budget.remaining(now + Duration::from_secs(second));
         assert_eq!([4, 9, 10, 12, 14, 15].map(remaining), [5, 5, 4, 2, 0, 0]);
@@ -389,11 +422,11 @@ mod tests {
     #[test]
     fn a_slot_used_again_forgets_its_former_turn() {
         let (budget, now) = ratio(10, 0, 1.0);
-        budget.deposit(now);
-        budget.deposit(now + Duration::from_secs(10));
+        budget.call_began(now);
+        budget.call_began(now + Duration::from_secs(10));
         assert_eq!(budget.remaining(now + Duration::from_secs(10)), 1);
         // Late by a whole turn: counted where it lands, and the newer slot is not lost.
-        budget.deposit(now);
+        budget.call_began(now);
         assert_eq!(budget.remaining(now + Duration::from_secs(10)), 2);
     }
 
@@ -405,7 +438,7 @@ mod tests {
         for tick in 0..60_000_u64 {
             let now = start + Duration::from_millis(tick);
             calls += 1;
-            budget.deposit(now);
+            budget.call_began(now);
             // Every call fails and wants three retries.
             for _ in 0..3 {
                 retries += u32::from(budget.try_withdraw(now));
@@ -422,7 +455,7 @@ mod tests {
     fn concurrent_withdrawals_never_take_more_than_there_is() {
         let (budget, now) = ratio(60, 0, 1.0);
         for _ in 0..1000 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         let (budget, taken) = (Arc::new(budget), Arc::new(AtomicU32::new(0)));
         std::thread::scope(|scope| {
@@ -438,7 +471,7 @@ mod tests {
         let (budget, now) = ratio(60, 0, 1.0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| (0..10_000).for_each(|_| budget.deposit(now)));
+                scope.spawn(|| (0..10_000).for_each(|_| budget.call_began(now)));
             }
         });
         assert_eq!(budget.remaining(now), 40_000);
@@ -448,7 +481,7 @@ mod tests {
     fn traffic_beyond_every_measure_saturates() {
         let (budget, now) = ratio(1, 1_000_000, 10.0);
         for _ in 0..300_000 {
-            budget.deposit(now);
+            budget.call_began(now);
         }
         assert!(budget.remaining(now) >= 2_000_000);
         assert!(budget.try_withdraw(now + Duration::from_secs(u64::from(u32::MAX))));
@@ -469,11 +502,11 @@ mod tests {
         assert_eq!(withdraw_all(&budget, now), 4);
         assert_eq!(budget.remaining(now), 0);
         for _ in 0..3 {
-            budget.deposit(now);
+            budget.call_succeeded();
         }
         assert_eq!(budget.remaining(now), 1);
         for _ in 0..1000 {
-            budget.deposit(now);
+            budget.call_succeeded();
         }
         assert_eq!(budget.remaining(now), 4, "never more than the bucket holds");
     }

@@ -52,7 +52,11 @@ pub(crate) struct CacheKey {
 impl CacheKey {
     /// The key of an operation with these arguments, in whatever order they are written.
     pub(crate) fn new(group: Arc<str>, operation: Arc<str>, arguments: Option<&[u8]>) -> Self {
-        Self { group, operation, arguments: arguments.map(canonical).unwrap_or_default() }
+        Self {
+            group,
+            operation,
+            arguments: arguments.map(canonical).unwrap_or_default(),
+        }
     }
 }
 
@@ -76,7 +80,8 @@ impl Weighter<ScopedKey, Kept> for BySize {
     fn weight(&self, key: &ScopedKey, kept: &Kept) -> u64 {
         let (key, caller) = key;
         let caller = caller.as_ref().map_or(0, |caller| caller.len());
-        (key.group.len() + key.operation.len() + key.arguments.len() + caller + kept.body.len()) as u64
+        (key.group.len() + key.operation.len() + key.arguments.len() + caller + kept.body.len())
+            as u64
     }
 }
 
@@ -90,21 +95,52 @@ pub(crate) struct LastKnownGood {
 impl LastKnownGood {
     /// An empty store.
     pub(crate) fn new(limits: CacheLimits) -> Self {
-        Self { kept: Cache::with_weighter(limits.max_entries, limits.max_bytes, BySize), limits }
+        Self {
+            kept: Cache::with_weighter(limits.max_entries, limits.max_bytes, BySize),
+            limits,
+        }
     }
 
     /// Keeps an answer.
-    pub(crate) fn keep(&self, key: CacheKey, caller: Option<Arc<str>>, target: Arc<str>, retained: Retained, now: Instant) {
+    pub(crate) fn keep(
+        &self,
+        key: CacheKey,
+        caller: Option<Arc<str>>,
+        target: Arc<str>,
+        retained: Retained,
+        now: Instant,
+    ) {
         if retained.body.len() > self.limits.max_answer_bytes {
             return;
         }
-        let ttl = retained.ttl.unwrap_or(self.limits.max_age).min(self.limits.max_age).min(MAX_AGE);
-        let scope = if retained.shared { None } else { Some(caller.unwrap_or_else(|| "".into())) };
-        self.kept.insert((key, scope), Kept { at: now, until: now + ttl, target, body: retained.body });
+        let ttl = retained
+            .ttl
+            .unwrap_or(self.limits.max_age)
+            .min(self.limits.max_age)
+            .min(MAX_AGE);
+        let scope = if retained.shared {
+            None
+        } else {
+            Some(caller.unwrap_or_else(|| "".into()))
+        };
+        self.kept.insert(
+            (key, scope),
+            Kept {
+                at: now,
+                until: now + ttl,
+                target,
+                body: retained.body,
+            },
+        );
     }
 
     /// The caller's own last good answer, else the last shared one.
-    pub(crate) fn find(&self, key: CacheKey, caller: Option<&Arc<str>>, now: Instant) -> Option<KnownGood> {
+    pub(crate) fn find(
+        &self,
+        key: CacheKey,
+        caller: Option<&Arc<str>>,
+        now: Instant,
+    ) -> Option<KnownGood> {
         let own = Some(caller.cloned().unwrap_or_else(|| "".into()));
         let mut scoped = (key, own);
         let mut kept = self.kept.get(&scoped).filter(|kept| now < kept.until);
@@ -116,7 +152,11 @@ impl LastKnownGood {
             kept = Some(shared);
         }
         let kept = kept?;
-        Some(KnownGood { age: now.saturating_duration_since(kept.at), target: kept.target, body: kept.body })
+        Some(KnownGood {
+            age: now.saturating_duration_since(kept.at),
+            target: kept.target,
+            body: kept.body,
+        })
     }
 }
 
@@ -129,36 +169,86 @@ mod tests {
     }
 
     fn answer(body: &'static str, shared: bool) -> Retained {
-        Retained { body: Bytes::from_static(body.as_bytes()), shared, ttl: None }
+        Retained {
+            body: Bytes::from_static(body.as_bytes()),
+            shared,
+            ttl: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_private_answer_never_crosses_callers() {
         let store = LastKnownGood::new(CacheLimits::default());
         let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
-        store.keep(key("{}"), Some(alice.clone()), "t".into(), answer("1", false), Instant::now());
-        assert!(store.find(key("{}"), Some(&alice), Instant::now()).is_some());
+        store.keep(
+            key("{}"),
+            Some(alice.clone()),
+            "t".into(),
+            answer("1", false),
+            Instant::now(),
+        );
+        assert!(
+            store
+                .find(key("{}"), Some(&alice), Instant::now())
+                .is_some()
+        );
         assert!(store.find(key("{}"), Some(&bob), Instant::now()).is_none());
         assert!(store.find(key("{}"), None, Instant::now()).is_none());
-        store.keep(key("{}"), Some(alice), "t".into(), answer("2", true), Instant::now());
-        assert_eq!(store.find(key("{}"), Some(&bob), Instant::now()).unwrap().body, "2");
+        store.keep(
+            key("{}"),
+            Some(alice),
+            "t".into(),
+            answer("2", true),
+            Instant::now(),
+        );
+        assert_eq!(
+            store
+                .find(key("{}"), Some(&bob), Instant::now())
+                .unwrap()
+                .body,
+            "2"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_carries_its_age_and_ends() {
-        let store = LastKnownGood::new(CacheLimits { max_age: Duration::from_secs(60), ..CacheLimits::default() });
-        store.keep(key(r#"{"a":1,"b":2}"#), None, "t".into(), answer("1", false), Instant::now());
+        let store = LastKnownGood::new(CacheLimits {
+            max_age: Duration::from_secs(60),
+            ..CacheLimits::default()
+        });
+        store.keep(
+            key(r#"{"a":1,"b":2}"#),
+            None,
+            "t".into(),
+            answer("1", false),
+            Instant::now(),
+        );
         tokio::time::advance(Duration::from_secs(59)).await;
-        let known = store.find(key(r#"{"b":2, "a":1}"#), None, Instant::now()).unwrap();
+        let known = store
+            .find(key(r#"{"b":2, "a":1}"#), None, Instant::now())
+            .unwrap();
         assert_eq!(known.age, Duration::from_secs(59));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(store.find(key(r#"{"a":1,"b":2}"#), None, Instant::now()).is_none());
+        assert!(
+            store
+                .find(key(r#"{"a":1,"b":2}"#), None, Instant::now())
+                .is_none()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_giant_answer_is_not_kept() {
-        let store = LastKnownGood::new(CacheLimits { max_answer_bytes: 3, ..CacheLimits::default() });
-        store.keep(key("{}"), None, "t".into(), answer("four", false), Instant::now());
+        let store = LastKnownGood::new(CacheLimits {
+            max_answer_bytes: 3,
+            ..CacheLimits::default()
+        });
+        store.keep(
+            key("{}"),
+            None,
+            "t".into(),
+            answer("four", false),
+            Instant::now(),
+        );
         assert!(store.find(key("{}"), None, Instant::now()).is_none());
     }
 }

@@ -23,7 +23,10 @@ mod tests {
 
     #[test]
     fn order_and_white_space_do_not_matter_and_values_do() {
-        assert_eq!(canonical(br#"{"b": 1, "a": {"d":2, "c":3}}"#), canonical(br#"{"a":{"c":3,"d":2},"b":1}"#));
+        assert_eq!(
+            canonical(br#"{"b": 1, "a": {"d":2, "c":3}}"#),
+            canonical(br#"{"a":{"c":3,"d":2},"b":1}"#)
+        );
         assert_ne!(canonical(br#"{"a":1}"#), canonical(br#"{"a":2}"#));
         assert_ne!(canonical(br#"[1,2]"#), canonical(br#"[2,1]"#));
         assert_eq!(canonical(b"not json"), "not json");

@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
-use crate::budget::{BudgetConfig, RetryBudget};
+use crate::budget::{BudgetError, BudgetPolicy, RetryBudget};
 use crate::cache::{CacheLimits, LastKnownGood};
 use crate::detect::Detector;
 use crate::event::{Event, EventKind, Events};
@@ -33,7 +34,10 @@ pub struct Deadlines {
 
 impl Default for Deadlines {
     fn default() -> Self {
-        Self { call: Duration::from_secs(60), attempt: Duration::from_secs(20) }
+        Self {
+            call: Duration::from_secs(60),
+            attempt: Duration::from_secs(20),
+        }
     }
 }
 
@@ -87,7 +91,9 @@ impl Shared {
         let known = self.registry.list_group(group).len();
         let message = match known {
             0 => format!("group {group:?} has no targets"),
-            1 => format!("the only target of group {group:?} takes no requests now: its circuit is open or it is drained"),
+            1 => format!(
+                "the only target of group {group:?} takes no requests now: its circuit is open or it is drained"
+            ),
             _ => format!("none of the {known} targets of group {group:?} takes requests now"),
         };
         Failure::new(Kind::OVERLOADED, message)
@@ -97,7 +103,8 @@ impl Shared {
 /// One budget per group. Groups come and go with the configuration, so the table is small and read far
 /// more often than written.
 struct Budgets {
-    config: BudgetConfig,
+    /// What the budget of a new group is made after.
+    model: RetryBudget,
     table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
     writing: Mutex<()>,
 }
@@ -109,7 +116,10 @@ impl Budgets {
         }
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());
-        let budget = table.entry(group.clone()).or_insert_with(|| Arc::new(RetryBudget::new(self.config))).clone();
+        let budget = table
+            .entry(group.clone())
+            .or_insert_with(|| Arc::new(self.model.renewed(Instant::now())))
+            .clone();
         self.table.store(Arc::new(table));
         budget
     }
@@ -153,7 +163,9 @@ impl Engine {
 
     /// What is left of a group's retry budget, in attempts.
     pub fn budget_left(&self, group: &str) -> u64 {
-        self.shared.budget_of(&group.into()).remaining(tokio::time::Instant::now())
+        self.shared
+            .budget_of(&group.into())
+            .remaining(Instant::now())
     }
 
     /// Everything the engine does and sees from now on.
@@ -182,10 +194,16 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
     Some(match change {
         TargetChange::Up => EventKind::TargetUp { target },
         TargetChange::Down => EventKind::TargetDown { target },
-        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened { target, open_for: *open_for },
+        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened {
+            target,
+            open_for: *open_for,
+        },
         TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
         TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
-        TargetChange::Recovered { after } => EventKind::Recovered { target, after: *after },
+        TargetChange::Recovered { after } => EventKind::Recovered {
+            target,
+            after: *after,
+        },
         _ => return None,
     })
 }
@@ -197,7 +215,7 @@ pub struct EngineBuilder {
     settings: Settings,
     detector: Detector,
     retry: RetryManager,
-    budget: BudgetConfig,
+    budget: BudgetPolicy,
     cache: Option<CacheLimits>,
     random: Option<Random>,
     wall_clock: Option<WallClock>,
@@ -224,7 +242,7 @@ impl EngineBuilder {
     }
 
     /// How many retries and fallbacks a group may make. One budget per group.
-    pub fn budget(mut self, budget: BudgetConfig) -> Self {
+    pub fn budget(mut self, budget: BudgetPolicy) -> Self {
         self.budget = budget;
         self
     }
@@ -264,6 +282,7 @@ impl EngineBuilder {
         if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero() {
             return Err(BuildError::ZeroDeadline);
         }
+        let model = RetryBudget::new(self.budget, Instant::now())?;
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
         let random = self.random.unwrap_or_else(random::from_os);
@@ -287,10 +306,17 @@ impl EngineBuilder {
                 detector: self.detector,
                 retry: self.retry,
                 settings: ArcSwap::from_pointee(self.settings),
-                cache: ArcSwapOption::from(self.cache.map(|limits| Arc::new(LastKnownGood::new(limits)))),
+                cache: ArcSwapOption::from(
+                    self.cache
+                        .map(|limits| Arc::new(LastKnownGood::new(limits))),
+                ),
                 random,
                 ids: AtomicU64::new(1),
-                budgets: Budgets { config: self.budget, table: ArcSwap::default(), writing: Mutex::new(()) },
+                budgets: Budgets {
+                    model,
+                    table: ArcSwap::default(),
+                    writing: Mutex::new(()),
+                },
                 events,
                 wall_clock,
             }),
@@ -299,7 +325,7 @@ impl EngineBuilder {
 }
 
 /// Why an engine could not be built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// `caps.max_attempts` is zero.
@@ -308,6 +334,9 @@ pub enum BuildError {
     /// Circuits, health checks or balance.
     #[error(transparent)]
     Registry(#[from] RegistryConfigError),
+    /// The retry budget.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// A deadline is zero.
     #[error("a deadline is zero: calls and attempts need time")]
     ZeroDeadline,

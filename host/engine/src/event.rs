@@ -25,7 +25,9 @@ pub struct Event {
 }
 
 fn as_unix_millis<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let since = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -73,15 +75,34 @@ pub enum EventKind {
         reason: String,
     },
     /// The guard refused what a strategy proposed.
-    ActionRefused { call: CallId, strategy: Arc<str>, action: ActionKind, reason: String, refusal: String },
+    ActionRefused {
+        call: CallId,
+        strategy: Arc<str>,
+        action: ActionKind,
+        reason: String,
+        refusal: String,
+    },
     /// A strategy failed to decide.
-    StrategyFaulted { call: CallId, strategy: Arc<str>, fault: &'static str, message: String },
+    StrategyFaulted {
+        call: CallId,
+        strategy: Arc<str>,
+        fault: &'static str,
+        message: String,
+    },
     /// A strategy is left out for a while, after repeated faults.
     StrategyQuarantined { strategy: Arc<str>, faults: u32 },
     /// A strategy takes part from now on.
-    StrategyLoaded { strategy: Arc<str>, version: String, source: String },
+    StrategyLoaded {
+        strategy: Arc<str>,
+        version: String,
+        source: String,
+    },
     /// A newer version of a strategy takes part from now on.
-    StrategyReloaded { strategy: Arc<str>, version: String, source: String },
+    StrategyReloaded {
+        strategy: Arc<str>,
+        version: String,
+        source: String,
+    },
     /// A file is not a strategy that can be used.
     StrategyRejected { source: String, reason: String },
     /// A call that had trouble was answered.
@@ -145,7 +166,10 @@ impl Events {
     pub(crate) fn emit(&self, at: impl FnOnce() -> SystemTime, what: impl FnOnce() -> EventKind) {
         if self.0.receiver_count() > 0 {
             // It fails only if the last subscriber has just left.
-            let _ = self.0.send(Arc::new(Event { at: at(), what: what() }));
+            let _ = self.0.send(Arc::new(Event {
+                at: at(),
+                what: what(),
+            }));
         }
     }
 }

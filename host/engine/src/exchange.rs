@@ -33,7 +33,11 @@ pub trait Exchange: Send + Sync {
     ) -> impl Future<Output = Result<Self::Answer, Self::Error>> + Send;
 
     /// Says whether the outcome of an attempt is a failure, and which.
-    fn classify(&self, outcome: Result<&Self::Answer, &Self::Error>, detector: &Detector) -> Option<Failure>;
+    fn classify(
+        &self,
+        outcome: Result<&Self::Answer, &Self::Error>,
+        detector: &Detector,
+    ) -> Option<Failure>;
 
     /// The request's arguments as JSON, for strategies that look at them and for the visited set.
     fn arguments(&self, request: &Self::Request) -> Option<Bytes> {
@@ -72,7 +76,12 @@ pub trait Exchange: Send + Sync {
     ///
     /// # Errors
     /// One sentence that says why it cannot be made; the action is then refused with it.
-    fn compose(&self, request: &Self::Request, body: &[u8], label: &Degraded) -> Result<Self::Answer, String> {
+    fn compose(
+        &self,
+        request: &Self::Request,
+        body: &[u8],
+        label: &Degraded,
+    ) -> Result<Self::Answer, String> {
         let _ = (request, body, label);
         Err("this kind of call cannot be answered with data".into())
     }

@@ -54,7 +54,10 @@ pub struct Failure {
     pub details: Vec<(Cow<'static, str>, String)>,
 }
 
-fn as_secs<S: serde::Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_secs<S: serde::Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     value.map(|d| d.as_secs_f64()).serialize(serializer)
 }
 
@@ -80,7 +83,11 @@ impl Failure {
             "Overloaded" => (true, false, false),
             _ => (false, false, false),
         };
-        let origin = if kind == Kind::OVERLOADED || kind == Kind::CANCELLED { Origin::Local } else { Origin::Remote };
+        let origin = if kind == Kind::OVERLOADED || kind == Kind::CANCELLED {
+            Origin::Local
+        } else {
+            Origin::Remote
+        };
         Self {
             kind,
             message: message.into(),
@@ -98,16 +105,26 @@ impl Failure {
 
     /// The target was silent for the whole of an attempt's timeout.
     pub fn timed_out(after: Duration) -> Self {
-        Self { silent: true, ..Self::new(Kind::TIMEOUT_ERROR, format!("no answer within {after:?}")) }
+        Self {
+            silent: true,
+            ..Self::new(Kind::TIMEOUT_ERROR, format!("no answer within {after:?}"))
+        }
     }
 
     /// A detail by name.
     pub fn detail(&self, key: &str) -> Option<&str> {
-        self.details.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        self.details
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Adds a detail.
-    pub fn with_detail(mut self, key: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+    pub fn with_detail(
+        mut self,
+        key: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+    ) -> Self {
         self.details.push((key.into(), value.into()));
         self
     }

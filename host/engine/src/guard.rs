@@ -23,7 +23,10 @@ impl Default for Caps {
     fn default() -> Self {
         // The longest row of the default retry table (429: five retries) on two targets, and a few
         // fallbacks more.
-        Self { max_attempts: 16, max_fallbacks: 8 }
+        Self {
+            max_attempts: 16,
+            max_fallbacks: 8,
+        }
     }
 }
 
@@ -81,7 +84,9 @@ pub enum Refusal {
     #[error("the call is pinned to its target")]
     Pinned,
     /// There is no last known good answer.
-    #[error("there is no last known good answer for this operation, these arguments and this caller")]
+    #[error(
+        "there is no last known good answer for this operation, these arguments and this caller"
+    )]
     NothingKnown,
     /// This kind of call cannot do it.
     #[error("{0}")]
@@ -99,17 +104,24 @@ impl Visited {
     /// Notes an attempt. `arguments` are canonical.
     pub(crate) fn insert(&mut self, target: &Arc<str>, operation: &Arc<str>, arguments: &Bytes) {
         if !self.contains(target, operation, arguments) {
-            self.0.push((target.clone(), operation.clone(), arguments.clone()));
+            self.0
+                .push((target.clone(), operation.clone(), arguments.clone()));
         }
     }
 
     pub(crate) fn contains(&self, target: &str, operation: &str, arguments: &[u8]) -> bool {
-        self.0.iter().any(|(t, o, a)| &**t == target && &**o == operation && a == arguments)
+        self.0
+            .iter()
+            .any(|(t, o, a)| &**t == target && &**o == operation && a == arguments)
     }
 
     /// The targets that were asked for this.
     pub(crate) fn targets_of(&self, operation: &str, arguments: &[u8]) -> Vec<Arc<str>> {
-        self.0.iter().filter(|(_, o, a)| &**o == operation && a == arguments).map(|(t, ..)| t.clone()).collect()
+        self.0
+            .iter()
+            .filter(|(_, o, a)| &**o == operation && a == arguments)
+            .map(|(t, ..)| t.clone())
+            .collect()
     }
 }
 
@@ -129,7 +141,14 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new(caps: Caps) -> Self {
-        Self { caps, attempts: 0, fallbacks: 0, retries: 0, visited: Visited::default(), maybe_done: false }
+        Self {
+            caps,
+            attempts: 0,
+            fallbacks: 0,
+            retries: 0,
+            visited: Visited::default(),
+            maybe_done: false,
+        }
     }
 
     /// Whether another attempt of any sort may be made.

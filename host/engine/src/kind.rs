@@ -195,6 +195,9 @@ mod tests {
         assert_eq!(custom, Kind::new("QuotaOfTeamSpent"));
         assert_ne!(custom, Kind::UNKNOWN);
         assert_eq!(Kind::new("TimeoutError"), Kind::TIMEOUT_ERROR);
-        assert_eq!(serde_json::to_string(&custom).unwrap(), "\"QuotaOfTeamSpent\"");
+        assert_eq!(
+            serde_json::to_string(&custom).unwrap(),
+            "\"QuotaOfTeamSpent\""
+        );
     }
 }

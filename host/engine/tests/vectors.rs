@@ -127,7 +127,7 @@ fn the_token_budget_throttles_as_grpc_does() {
             attempts += 1;
             index += 1;
             if ok {
-                budget.deposit(now);
+                budget.call_succeeded();
                 break true;
             }
             if !budget.try_withdraw(now) || attempts == max_attempts {

@@ -30,7 +30,8 @@ impl<X: Exchange> Recovery<'_, X> {
             if !strategy.is_interested(situation) {
                 continue;
             }
-            let decision = match timeout_at(self.setting.deadline, strategy.decide(situation)).await {
+            let decision = match timeout_at(self.setting.deadline, strategy.decide(situation)).await
+            {
                 Ok(Ok(Some(decision))) if decision.action != Action::Decline => decision,
                 Ok(Ok(_)) => {
                     self.step(strategy, Verdict::Declined);
@@ -42,7 +43,10 @@ impl<X: Exchange> Recovery<'_, X> {
                         OnFault::Skip | OnFault::Decline => continue,
                         OnFault::Fail => {
                             let message = format!("strategy {} {fault}", strategy.name());
-                            return Plan::End { ending: Ending::FailedFast, message: Some(message) };
+                            return Plan::End {
+                                ending: Ending::FailedFast,
+                                message: Some(message),
+                            };
                         }
                     }
                 }
@@ -63,11 +67,21 @@ impl<X: Exchange> Recovery<'_, X> {
                         reason: reason.clone(),
                         refusal: refusal.clone(),
                     });
-                    self.step(strategy, Verdict::Refused { action, reason, refusal });
+                    self.step(
+                        strategy,
+                        Verdict::Refused {
+                            action,
+                            reason,
+                            refusal,
+                        },
+                    );
                 }
             }
         }
-        Plan::End { ending: self.exhausted(), message: None }
+        Plan::End {
+            ending: self.exhausted(),
+            message: None,
+        }
     }
 
     fn step(&mut self, strategy: &Entry, verdict: Verdict) {
@@ -87,7 +101,12 @@ impl<X: Exchange> Recovery<'_, X> {
             message: fault.to_string(),
         });
         if strategy.on_fault() != OnFault::Decline {
-            self.step(strategy, Verdict::Faulted { fault: fault.to_string() });
+            self.step(
+                strategy,
+                Verdict::Faulted {
+                    fault: fault.to_string(),
+                },
+            );
         } else {
             self.step(strategy, Verdict::Declined);
         }
@@ -96,7 +115,10 @@ impl<X: Exchange> Recovery<'_, X> {
     /// The failure and its circumstances, as a strategy sees them.
     fn situation(&self, failure: &Arc<Failure>) -> Situation {
         let shared = &self.engine.shared;
-        let time_left = self.setting.deadline.saturating_duration_since(Instant::now());
+        let time_left = self
+            .setting
+            .deadline
+            .saturating_duration_since(Instant::now());
         let next_delay = shared.retry.next_delay(
             failure,
             self.ledger.retries,
@@ -123,7 +145,10 @@ impl<X: Exchange> Recovery<'_, X> {
                 call: self.facts.clone(),
                 arguments: self.exchange.arguments(self.original),
                 present,
-                asked: self.ledger.visited.targets_of(&self.operation, &self.canonical),
+                asked: self
+                    .ledger
+                    .visited
+                    .targets_of(&self.operation, &self.canonical),
                 known: OnceLock::new(),
             }),
         }
@@ -139,14 +164,33 @@ impl<X: Exchange> Recovery<'_, X> {
     ) -> Result<Plan<X::Answer>, Refusal> {
         match action {
             Action::Retry { delay } => self.review_retry(delay, situation, strategy, reason),
-            Action::SwitchTarget { target, target_kind } => {
-                self.review_switch(target.as_deref(), target_kind.as_deref(), situation, strategy, reason)
-            }
-            Action::CallOperation { operation, arguments, target } => {
-                self.review_operation(&operation, arguments.as_deref(), target.as_deref(), situation, strategy, reason)
-            }
+            Action::SwitchTarget {
+                target,
+                target_kind,
+            } => self.review_switch(
+                target.as_deref(),
+                target_kind.as_deref(),
+                situation,
+                strategy,
+                reason,
+            ),
+            Action::CallOperation {
+                operation,
+                arguments,
+                target,
+            } => self.review_operation(
+                &operation,
+                arguments.as_deref(),
+                target.as_deref(),
+                situation,
+                strategy,
+                reason,
+            ),
             Action::Answer(data) => self.review_answer(&data, situation, strategy, reason),
-            Action::Fail { message } => Ok(Plan::End { ending: Ending::FailedFast, message }),
+            Action::Fail { message } => Ok(Plan::End {
+                ending: Ending::FailedFast,
+                message,
+            }),
             Action::Decline => Err(Refusal::Unsupported("declining is no action".into())),
             Action::Custom { name, .. } => Err(Refusal::UnknownAction(name)),
         }
@@ -167,10 +211,15 @@ impl<X: Exchange> Recovery<'_, X> {
             return Err(Refusal::NotRepeatable);
         }
         self.ledger.check_attempt()?;
-        if failure.silent && self.pin.is_none() && situation.surroundings.best_target(None).is_some() {
+        if failure.silent
+            && self.pin.is_none()
+            && situation.surroundings.best_target(None).is_some()
+        {
             return Err(Refusal::Silent);
         }
-        let delay = delay.or(situation.next_delay).ok_or(Refusal::RetriesUsedUp)?;
+        let delay = delay
+            .or(situation.next_delay)
+            .ok_or(Refusal::RetriesUsedUp)?;
         let wait = delay.max(failure.retry_after.unwrap_or_default());
         let left = situation.time_left();
         if wait >= left {
@@ -190,7 +239,11 @@ impl<X: Exchange> Recovery<'_, X> {
             delay: wait,
             reason: reason.to_owned(),
         });
-        Ok(Plan::Attempt(Next { kind: AttemptKind::Retry, target, delay: wait }))
+        Ok(Plan::Attempt(Next {
+            kind: AttemptKind::Retry,
+            target,
+            delay: wait,
+        }))
     }
 
     fn review_switch(
@@ -202,20 +255,39 @@ impl<X: Exchange> Recovery<'_, X> {
         reason: &str,
     ) -> Result<Plan<X::Answer>, Refusal> {
         self.check_may_move()?;
-        let present = self.present.as_ref().map(|present| present.spec.kind.as_str());
+        let present = self
+            .present
+            .as_ref()
+            .map(|present| present.spec.kind.as_str());
         let target = match target {
             Some(name) => self.named_target(name)?,
             None => {
-                let name = situation.surroundings.best_target(kind.or(present)).ok_or(Refusal::NoTarget)?;
+                let name = situation
+                    .surroundings
+                    .best_target(kind.or(present))
+                    .ok_or(Refusal::NoTarget)?;
                 self.named_target(&name)?
             }
         };
-        if self.ledger.visited.contains(&target.name, &self.operation, &self.canonical) {
-            return Err(Refusal::Visited { target: target.name.clone(), operation: self.operation.clone() });
+        if self
+            .ledger
+            .visited
+            .contains(&target.name, &self.operation, &self.canonical)
+        {
+            return Err(Refusal::Visited {
+                target: target.name.clone(),
+                operation: self.operation.clone(),
+            });
         }
         self.check_admitted(&target)?;
         self.withdraw()?;
-        Ok(self.move_to(target, situation, strategy, ActionKind::SwitchTarget, reason))
+        Ok(self.move_to(
+            target,
+            situation,
+            strategy,
+            ActionKind::SwitchTarget,
+            reason,
+        ))
     }
 
     fn review_operation(
@@ -229,17 +301,30 @@ impl<X: Exchange> Recovery<'_, X> {
     ) -> Result<Plan<X::Answer>, Refusal> {
         self.check_may_move()?;
         let request = self.redirected.as_ref().unwrap_or(self.original);
-        let redirected = self.exchange.redirect(request, operation, arguments).map_err(Refusal::Unsupported)?;
+        let redirected = self
+            .exchange
+            .redirect(request, operation, arguments)
+            .map_err(Refusal::Unsupported)?;
         let operation: Arc<str> = operation.into();
-        let group = self.exchange.group_of(&operation).unwrap_or_else(|| self.group.clone());
+        let group = self
+            .exchange
+            .group_of(&operation)
+            .unwrap_or_else(|| self.group.clone());
         let arguments = self.exchange.arguments(&redirected);
         let canonical = arguments.as_deref().map(canonical).unwrap_or_default();
         let target = match target {
             Some(name) => self.known_target(name)?,
             None => self.target_for(&group, &operation, &canonical, &situation.failure)?,
         };
-        if self.ledger.visited.contains(&target.name, &operation, &canonical) {
-            return Err(Refusal::Visited { target: target.name.clone(), operation });
+        if self
+            .ledger
+            .visited
+            .contains(&target.name, &operation, &canonical)
+        {
+            return Err(Refusal::Visited {
+                target: target.name.clone(),
+                operation,
+            });
         }
         self.check_admitted(&target)?;
         self.withdraw()?;
@@ -249,7 +334,13 @@ impl<X: Exchange> Recovery<'_, X> {
         self.redirected = Some(redirected);
         self.arguments = arguments;
         self.canonical = canonical;
-        Ok(self.move_to(target, situation, strategy, ActionKind::CallOperation, reason))
+        Ok(self.move_to(
+            target,
+            situation,
+            strategy,
+            ActionKind::CallOperation,
+            reason,
+        ))
     }
 
     fn review_answer(
@@ -261,12 +352,24 @@ impl<X: Exchange> Recovery<'_, X> {
     ) -> Result<Plan<X::Answer>, Refusal> {
         let (body, degraded) = match data {
             AnswerData::LastKnownGood => {
-                let known = situation.surroundings.last_known_good().ok_or(Refusal::NothingKnown)?;
-                (known.body, Degraded::Stale { age: known.age, target: known.target })
+                let known = situation
+                    .surroundings
+                    .last_known_good()
+                    .ok_or(Refusal::NothingKnown)?;
+                (
+                    known.body,
+                    Degraded::Stale {
+                        age: known.age,
+                        target: known.target,
+                    },
+                )
             }
             AnswerData::Static(body) => (body.clone().into_bytes().into(), Degraded::Default),
         };
-        let answer = self.exchange.compose(self.original, &body, &degraded).map_err(Refusal::Unsupported)?;
+        let answer = self
+            .exchange
+            .compose(self.original, &body, &degraded)
+            .map_err(Refusal::Unsupported)?;
         self.fallback_taken(strategy, ActionKind::Answer, situation, None, reason);
         Ok(Plan::Answer { answer, degraded })
     }
@@ -283,7 +386,11 @@ impl<X: Exchange> Recovery<'_, X> {
 
     /// A target of any group.
     fn known_target(&self, name: &str) -> Result<Arc<Target>, Refusal> {
-        self.engine.shared.registry.get(name).ok_or_else(|| Refusal::UnknownTarget(name.to_owned()))
+        self.engine
+            .shared
+            .registry
+            .get(name)
+            .ok_or_else(|| Refusal::UnknownTarget(name.to_owned()))
     }
 
     /// A target of the present group.
@@ -307,8 +414,15 @@ impl<X: Exchange> Recovery<'_, X> {
         if let Some(present) = self.present.as_ref().filter(|_| cooling) {
             exclude.push(present.name.clone());
         }
-        let request = PickRequest { exclude: &exclude, ..PickRequest::default() };
-        self.engine.shared.registry.peek_best(group, &request, Instant::now()).ok_or(Refusal::NoTarget)
+        let request = PickRequest {
+            exclude: &exclude,
+            ..PickRequest::default()
+        };
+        self.engine
+            .shared
+            .registry
+            .peek_best(group, &request, Instant::now())
+            .ok_or(Refusal::NoTarget)
     }
 
     fn check_admitted(&self, target: &Arc<Target>) -> Result<(), Refusal> {
@@ -320,7 +434,12 @@ impl<X: Exchange> Recovery<'_, X> {
 
     /// Takes one attempt out of the group's budget: the last check, since it costs something.
     fn withdraw(&self) -> Result<(), Refusal> {
-        if self.engine.shared.budget_of(&self.facts.group).try_withdraw(Instant::now()) {
+        if self
+            .engine
+            .shared
+            .budget_of(&self.facts.group)
+            .try_withdraw(Instant::now())
+        {
             return Ok(());
         }
         Err(Refusal::Budget(self.facts.group.clone()))
@@ -338,7 +457,11 @@ impl<X: Exchange> Recovery<'_, X> {
         self.ledger.retries = 0;
         self.previous_delay = None;
         self.fallback_taken(strategy, action, situation, Some(&target.name), reason);
-        Plan::Attempt(Next { kind: AttemptKind::Fallback, target: Some(target.name.clone()), delay: Duration::ZERO })
+        Plan::Attempt(Next {
+            kind: AttemptKind::Fallback,
+            target: Some(target.name.clone()),
+            delay: Duration::ZERO,
+        })
     }
 
     fn fallback_taken(

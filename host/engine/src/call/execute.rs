@@ -37,7 +37,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Failed`] with the first cause, every attempt and every strategy asked, and the last error.
-    pub async fn execute<T, E, F, Fut>(&self, call: Call, operation: F) -> Result<Outcome<T>, Failed<T, E>>
+    pub async fn execute<T, E, F, Fut>(
+        &self,
+        call: Call,
+        operation: F,
+    ) -> Result<Outcome<T>, Failed<T, E>>
     where
         T: Send,
         E: std::error::Error + Send + 'static,
@@ -45,7 +49,16 @@ impl Engine {
         Fut: Future<Output = Result<T, E>> + Send,
     {
         let safety = call.safety.unwrap_or_default();
-        self.call(&Closure { operation, safety, outcome: PhantomData }, call, &()).await
+        self.call(
+            &Closure {
+                operation,
+                safety,
+                outcome: PhantomData,
+            },
+            call,
+            &(),
+        )
+        .await
     }
 }
 
@@ -72,7 +85,10 @@ where
 
     fn classify(&self, outcome: Result<&T, &E>, detector: &Detector) -> Option<Failure> {
         let error = outcome.err()?;
-        Some(detector.detect(&Signal::Error { class: std::any::type_name::<E>(), message: &chain(error) }))
+        Some(detector.detect(Signal::Error {
+            class: std::any::type_name::<E>(),
+            message: &chain(error),
+        }))
     }
 
     fn repeat_safety(&self, _: &str) -> RepeatSafety {

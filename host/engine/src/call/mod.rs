@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout_at};
 
 pub(crate) use types::as_millis;
 pub use types::{
-    Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending, Failed, Level, Outcome,
-    RepeatSafety, Step, Trouble, Verdict,
+    Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending,
+    Failed, Level, Outcome, RepeatSafety, Step, Trouble, Verdict,
 };
 
 use crate::cache::CacheKey;
@@ -37,8 +37,14 @@ const MAX_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What came of one attempt.
 enum Tried<A, E> {
-    Good { answer: A },
-    Bad { failure: Failure, raw: Option<Result<A, E>>, took: Duration },
+    Good {
+        answer: A,
+    },
+    Bad {
+        failure: Failure,
+        raw: Option<Result<A, E>>,
+        took: Duration,
+    },
 }
 
 impl Engine {
@@ -62,10 +68,17 @@ impl Engine {
         let deadline = started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE);
         let mut facts = call.facts;
         facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
-        shared.budget_of(&facts.group).deposit(started);
+        let budget = shared.budget_of(&facts.group);
+        budget.call_began(started);
 
-        let wanted = PickRequest { exclude: &[], kind: None, name: call.pin.as_deref() };
-        let pick = shared.registry.pick(&facts.group, &wanted, started, &mut || (shared.random)());
+        let wanted = PickRequest {
+            exclude: &[],
+            kind: None,
+            name: call.pin.as_deref(),
+        };
+        let pick = shared
+            .registry
+            .pick(&facts.group, &wanted, started, &mut || (shared.random)());
         let (first, failure) = match pick {
             None => (None, shared.nobody_to_ask(&facts.group)),
             Some(pick) => {
@@ -82,18 +95,33 @@ impl Engine {
                 };
                 match self.attempt(exchange, &attempt, request, pick.permit).await {
                     Tried::Good { answer } => {
+                        budget.call_succeeded();
                         self.keep_good(exchange, &facts, &facts.group, &attempt, request, &answer);
                         let served_by = Some(attempt.target.name.clone());
-                        return Ok(Outcome { answer, id: facts.id, served_by, degraded: None, trouble: None });
+                        return Ok(Outcome {
+                            answer,
+                            id: facts.id,
+                            served_by,
+                            degraded: None,
+                            trouble: None,
+                        });
                     }
-                    Tried::Bad { failure, raw, took } => {
-                        (Some(Made { attempt, raw, took, delay: Duration::ZERO }), failure)
-                    }
+                    Tried::Bad { failure, raw, took } => (
+                        Some(Made {
+                            attempt,
+                            raw,
+                            took,
+                            delay: Duration::ZERO,
+                        }),
+                        failure,
+                    ),
                 }
             }
         };
         let setting = Setting {
-            safety: call.safety.unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
+            safety: call
+                .safety
+                .unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
             facts,
             started,
             deadline,
@@ -123,12 +151,24 @@ impl Engine {
                 }
                 (Some(failure), raw) => (failure, Some(raw)),
                 // An exchange that finds nothing wrong with an error: still not an answer.
-                (None, raw) => (Failure::new(Kind::UNKNOWN, "the attempt failed without a reason"), Some(raw)),
+                (None, raw) => (
+                    Failure::new(Kind::UNKNOWN, "the attempt failed without a reason"),
+                    Some(raw),
+                ),
             },
             None if now >= attempt.deadline && took < attempt.timeout => {
                 // The caller's short deadline says nothing about the target.
-                let failure = Failure::new(Kind::TIMEOUT_ERROR, format!("no answer before the call's deadline, after {took:?}"));
-                (Failure { ill_health: false, ..failure }, None)
+                let failure = Failure::new(
+                    Kind::TIMEOUT_ERROR,
+                    format!("no answer before the call's deadline, after {took:?}"),
+                );
+                (
+                    Failure {
+                        ill_health: false,
+                        ..failure
+                    },
+                    None,
+                )
             }
             None => (Failure::timed_out(attempt.timeout), None),
         };
@@ -150,8 +190,18 @@ impl Engine {
             && let Some(retained) = exchange.retain(request, answer)
         {
             let arguments = exchange.arguments(request);
-            let key = CacheKey::new(group.clone(), attempt.operation.clone(), arguments.as_deref());
-            cache.keep(key, facts.caller.clone(), attempt.target.name.clone(), retained, Instant::now());
+            let key = CacheKey::new(
+                group.clone(),
+                attempt.operation.clone(),
+                arguments.as_deref(),
+            );
+            cache.keep(
+                key,
+                facts.caller.clone(),
+                attempt.target.name.clone(),
+                retained,
+                Instant::now(),
+            );
         }
     }
 }
@@ -164,7 +214,9 @@ async fn wait<T>(send: impl Future<Output = T>, attempt: &Attempt) -> Option<T> 
         match timeout_at(until, send.as_mut()).await {
             Ok(result) => return Some(result),
             // It has shown life meanwhile: the timeout has moved.
-            Err(_) if attempt.last_life() + attempt.timeout.min(MAX_DEADLINE) > until && until < attempt.deadline => {}
+            Err(_)
+                if attempt.last_life() + attempt.timeout.min(MAX_DEADLINE) > until
+                    && until < attempt.deadline => {}
             Err(_) => return None,
         }
     }

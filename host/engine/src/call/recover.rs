@@ -11,8 +11,8 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Attempt, AttemptKind, AttemptRecord, CallError, CallFacts, Degraded, Ending, Failed, Outcome, RepeatSafety, Tried,
-    Trouble,
+    Attempt, AttemptKind, AttemptRecord, CallError, CallFacts, Degraded, Ending, Failed, Outcome,
+    RepeatSafety, Tried, Trouble,
 };
 use crate::canonical::canonical;
 use crate::engine::Engine;
@@ -44,8 +44,14 @@ pub(super) struct Made<A, E> {
 /// What is done next.
 pub(super) enum Plan<A> {
     Attempt(Next),
-    Answer { answer: A, degraded: Degraded },
-    End { ending: Ending, message: Option<String> },
+    Answer {
+        answer: A,
+        degraded: Degraded,
+    },
+    End {
+        ending: Ending,
+        message: Option<String>,
+    },
 }
 
 /// The next attempt.
@@ -91,11 +97,27 @@ pub(super) struct Timing {
     pub(super) attempt_timeout: Duration,
 }
 
-type Ended<X> = Result<Outcome<<X as Exchange>::Answer>, Failed<<X as Exchange>::Answer, <X as Exchange>::Error>>;
+type Ended<X> = Result<
+    Outcome<<X as Exchange>::Answer>,
+    Failed<<X as Exchange>::Answer, <X as Exchange>::Error>,
+>;
 
 impl<'a, X: Exchange> Recovery<'a, X> {
-    pub(super) fn new(engine: &'a Engine, exchange: &'a X, request: &'a X::Request, setting: Setting) -> Self {
-        let Setting { facts, safety, started, deadline, attempt_timeout, pin, no_fallback } = setting;
+    pub(super) fn new(
+        engine: &'a Engine,
+        exchange: &'a X,
+        request: &'a X::Request,
+        setting: Setting,
+    ) -> Self {
+        let Setting {
+            facts,
+            safety,
+            started,
+            deadline,
+            attempt_timeout,
+            pin,
+            no_fallback,
+        } = setting;
         let arguments = exchange.arguments(request);
         Self {
             engine,
@@ -105,7 +127,11 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             operation: facts.operation.clone(),
             group: facts.group.clone(),
             facts: Arc::new(facts),
-            setting: Timing { started, deadline, attempt_timeout },
+            setting: Timing {
+                started,
+                deadline,
+                attempt_timeout,
+            },
             pin,
             canonical: arguments.as_deref().map(canonical).unwrap_or_default(),
             arguments,
@@ -121,17 +147,26 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         }
     }
 
-    pub(super) async fn run(mut self, first: Option<Made<X::Answer, X::Error>>, failure: Failure) -> Ended<X> {
+    pub(super) async fn run(
+        mut self,
+        first: Option<Made<X::Answer, X::Error>>,
+        failure: Failure,
+    ) -> Ended<X> {
         let mut failure = self.note(first, failure);
         loop {
             let plan = if self.no_fallback {
-                Plan::End { ending: self.exhausted(), message: None }
+                Plan::End {
+                    ending: self.exhausted(),
+                    message: None,
+                }
             } else {
                 self.decide(&failure).await
             };
             let next = match plan {
                 Plan::Attempt(next) => next,
-                Plan::Answer { answer, degraded } => return Ok(self.answered(answer, None, Some(degraded))),
+                Plan::Answer { answer, degraded } => {
+                    return Ok(self.answered(answer, None, Some(degraded)));
+                }
                 Plan::End { ending, message } => return Err(self.ended(ending, message, failure)),
             };
             if !next.delay.is_zero() {
@@ -153,8 +188,15 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let shared = &self.engine.shared;
         let now = Instant::now();
         let name = next.target.as_deref().or(self.pin.as_deref());
-        let wanted = PickRequest { exclude: &[], kind: None, name };
-        let Some(pick) = shared.registry.pick(&self.group, &wanted, now, &mut || (shared.random)()) else {
+        let wanted = PickRequest {
+            exclude: &[],
+            kind: None,
+            name,
+        };
+        let Some(pick) = shared
+            .registry
+            .pick(&self.group, &wanted, now, &mut || (shared.random)())
+        else {
             return Err((None, shared.nobody_to_ask(&self.group)));
         };
         let attempt = Attempt {
@@ -169,16 +211,36 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             progress: AtomicU64::new(0),
         };
         let request = self.redirected.as_ref().unwrap_or(self.original);
-        match self.engine.attempt(self.exchange, &attempt, request, pick.permit).await {
+        match self
+            .engine
+            .attempt(self.exchange, &attempt, request, pick.permit)
+            .await
+        {
             Tried::Good { answer } => {
-                self.engine.keep_good(self.exchange, &self.facts, &self.group, &attempt, request, &answer);
+                shared.budget_of(&self.facts.group).call_succeeded();
+                self.engine.keep_good(
+                    self.exchange,
+                    &self.facts,
+                    &self.group,
+                    &attempt,
+                    request,
+                    &answer,
+                );
                 let changed = self.operation != self.facts.operation;
-                let degraded = changed.then(|| Degraded::Operation { operation: self.operation.clone() });
+                let degraded = changed.then(|| Degraded::Operation {
+                    operation: self.operation.clone(),
+                });
                 Ok(self.answered(answer, Some(attempt.target.name.clone()), degraded))
             }
-            Tried::Bad { failure, raw, took } => {
-                Err((Some(Made { attempt, raw, took, delay: next.delay }), failure))
-            }
+            Tried::Bad { failure, raw, took } => Err((
+                Some(Made {
+                    attempt,
+                    raw,
+                    took,
+                    delay: next.delay,
+                }),
+                failure,
+            )),
         }
     }
 
@@ -189,14 +251,23 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         self.cause.get_or_insert_with(|| failure.clone());
         let (target, kind, duration) = match made {
             None => (None, AttemptKind::Original, Duration::ZERO),
-            Some(Made { attempt, raw, took, delay }) => {
+            Some(Made {
+                attempt,
+                raw,
+                took,
+                delay,
+            }) => {
                 let answered = matches!(raw, Some(Ok(_)));
                 // A tool that says it failed has run; whether its work is half done nobody knows.
-                if !self.safety.is_repeatable() && (failure.ambiguous || failure.kind == crate::Kind::TOOL_ERROR) {
+                if !self.safety.is_repeatable()
+                    && (failure.ambiguous || failure.kind == crate::Kind::TOOL_ERROR)
+                {
                     self.ledger.maybe_done = true;
                     self.unknown |= !answered;
                 }
-                self.ledger.visited.insert(&attempt.target.name, &self.operation, &self.canonical);
+                self.ledger
+                    .visited
+                    .insert(&attempt.target.name, &self.operation, &self.canonical);
                 self.trouble.attempts.push(AttemptRecord {
                     target: attempt.target.name.clone(),
                     operation: self.operation.clone(),
@@ -248,7 +319,13 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         degraded: Option<Degraded>,
     ) -> Outcome<X::Answer> {
         let trouble = Some(Box::new(std::mem::take(&mut self.trouble)));
-        let outcome = Outcome { answer, id: self.facts.id, served_by, degraded, trouble };
+        let outcome = Outcome {
+            answer,
+            id: self.facts.id,
+            served_by,
+            degraded,
+            trouble,
+        };
         self.engine.shared.emit(|| EventKind::CallSaved {
             call: outcome.id,
             served_by: outcome.served_by.clone(),
@@ -259,9 +336,18 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         outcome
     }
 
-    fn ended(&mut self, ending: Ending, message: Option<String>, failure: Arc<Failure>) -> Failed<X::Answer, X::Error> {
+    fn ended(
+        &mut self,
+        ending: Ending,
+        message: Option<String>,
+        failure: Arc<Failure>,
+    ) -> Failed<X::Answer, X::Error> {
         // That something may have been done twice if repeated outweighs why nothing more was tried.
-        let ending = if self.unknown { Ending::OutcomeUnknown } else { ending };
+        let ending = if self.unknown {
+            Ending::OutcomeUnknown
+        } else {
+            ending
+        };
         let error = CallError {
             id: self.facts.id,
             operation: self.facts.operation.clone(),
@@ -278,6 +364,9 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             attempts: u32::try_from(error.trouble.attempts.len()).unwrap_or(u32::MAX),
             duration: self.setting.started.elapsed(),
         });
-        Failed { error, raw: self.raw.take() }
+        Failed {
+            error,
+            raw: self.raw.take(),
+        }
     }
 }

@@ -53,13 +53,24 @@ impl Surroundings for CallSurroundings {
             None => None,
             Some(word) => Some(TargetKind::from_name(word)?),
         };
-        let request = PickRequest { exclude: &self.asked, kind, name: None };
-        let target = self.shared.registry.peek_best(&self.group, &request, Instant::now())?;
+        let request = PickRequest {
+            exclude: &self.asked,
+            kind,
+            name: None,
+        };
+        let target = self
+            .shared
+            .registry
+            .peek_best(&self.group, &request, Instant::now())?;
         Some(target.name.clone())
     }
 
     fn target_attribute(&self, target: &str, key: &str) -> Option<String> {
-        let target = self.shared.registry.get(target).filter(|target| target.spec.group == self.group)?;
+        let target = self
+            .shared
+            .registry
+            .get(target)
+            .filter(|target| target.spec.group == self.group)?;
         target.attribute(key).map(Into::into)
     }
 
@@ -72,7 +83,9 @@ impl Surroundings for CallSurroundings {
                     self.call.operation.clone(),
                     self.arguments.as_deref(),
                 );
-                cache.as_ref()?.find(key, self.call.caller.as_ref(), Instant::now())
+                cache
+                    .as_ref()?
+                    .find(key, self.call.caller.as_ref(), Instant::now())
             })
             .clone()
     }

@@ -78,7 +78,11 @@ impl Call {
     /// A call of an operation of a group.
     pub fn new(group: impl Into<Arc<str>>, operation: impl Into<Arc<str>>) -> Self {
         Self {
-            facts: CallFacts { group: group.into(), operation: operation.into(), ..CallFacts::default() },
+            facts: CallFacts {
+                group: group.into(),
+                operation: operation.into(),
+                ..CallFacts::default()
+            },
             ..Self::default()
         }
     }
@@ -225,8 +229,11 @@ impl Attempt {
     /// Says that the target has shown life: the attempt's timeout starts again. The call's deadline
     /// holds all the same.
     pub fn progressed(&self) {
-        let millis = Instant::now().saturating_duration_since(self.started).as_millis();
-        self.progress.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let millis = Instant::now()
+            .saturating_duration_since(self.started)
+            .as_millis();
+        self.progress
+            .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// When the target last showed life.
@@ -268,7 +275,10 @@ pub struct AttemptRecord {
     pub duration: Duration,
 }
 
-pub(crate) fn as_millis<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_millis<S: serde::Serializer>(
+    value: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(value.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -313,8 +323,13 @@ pub struct Outcome<A> {
 impl<A> Outcome<A> {
     /// Attempts made, the successful one included.
     pub fn attempts(&self) -> u32 {
-        let failed = self.trouble.as_ref().map_or(0, |trouble| trouble.attempts.len());
-        u32::try_from(failed).unwrap_or(u32::MAX).saturating_add(u32::from(self.served_by.is_some()))
+        let failed = self
+            .trouble
+            .as_ref()
+            .map_or(0, |trouble| trouble.attempts.len());
+        u32::try_from(failed)
+            .unwrap_or(u32::MAX)
+            .saturating_add(u32::from(self.served_by.is_some()))
     }
 }
 
@@ -413,7 +428,10 @@ pub struct CallError {
 impl CallError {
     /// The last failure; the first where there was only one.
     pub fn last(&self) -> &Failure {
-        self.trouble.attempts.last().map_or(&self.cause, |attempt| &attempt.failure)
+        self.trouble
+            .attempts
+            .last()
+            .map_or(&self.cause, |attempt| &attempt.failure)
     }
 
     /// The last failure's kind.
@@ -431,9 +449,16 @@ impl fmt::Display for CallError {
                 f,
                 "outcome unknown: {operation:?} may or may not have been carried out, and must not be repeated"
             )?,
-            Ending::DeadlineExceeded => write!(f, "{operation:?} of {group:?} passed its deadline")?,
-            Ending::NoTarget => write!(f, "{operation:?}: group {group:?} has no target that can be asked")?,
-            Ending::FailedFast | Ending::Exhausted => write!(f, "{operation:?} of {group:?} failed")?,
+            Ending::DeadlineExceeded => {
+                write!(f, "{operation:?} of {group:?} passed its deadline")?
+            }
+            Ending::NoTarget => write!(
+                f,
+                "{operation:?}: group {group:?} has no target that can be asked"
+            )?,
+            Ending::FailedFast | Ending::Exhausted => {
+                write!(f, "{operation:?} of {group:?} failed")?
+            }
         }
         if let Some(message) = &self.message {
             write!(f, " ({message})")?;

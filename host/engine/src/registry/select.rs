@@ -10,9 +10,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::random::below;
 use super::target::{Availability, Permit, Target};
 use super::{RegistryConfig, TargetKind};
+use crate::random::below;
 
 /// Which target is wanted.
 #[derive(Debug, Clone, Copy, Default)]

@@ -16,13 +16,19 @@ pub struct Decision {
 impl Decision {
     /// A decision with its reason.
     pub fn new(action: Action, reason: impl Into<String>) -> Self {
-        Self { action, reason: reason.into() }
+        Self {
+            action,
+            reason: reason.into(),
+        }
     }
 }
 
 impl From<Action> for Decision {
     fn from(action: Action) -> Self {
-        Self { action, reason: String::new() }
+        Self {
+            action,
+            reason: String::new(),
+        }
     }
 }
 

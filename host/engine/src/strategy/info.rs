@@ -73,13 +73,20 @@ impl StrategyInfo {
         } else {
             let mut set = GlobSetBuilder::new();
             for pattern in &self.operations {
-                set.add(
-                    Glob::new(pattern).map_err(|source| InfoError::Glob { pattern: pattern.clone(), source })?,
-                );
+                set.add(Glob::new(pattern).map_err(|source| InfoError::Glob {
+                    pattern: pattern.clone(),
+                    source,
+                })?);
             }
-            Some(set.build().map_err(|source| InfoError::Glob { pattern: self.operations.join(", "), source })?)
+            Some(set.build().map_err(|source| InfoError::Glob {
+                pattern: self.operations.join(", "),
+                source,
+            })?)
         };
-        Ok(Interest { kinds: self.kinds.clone(), operations })
+        Ok(Interest {
+            kinds: self.kinds.clone(),
+            operations,
+        })
     }
 }
 
@@ -94,7 +101,10 @@ impl Interest {
     /// Whether a failure of this kind in this operation is of interest.
     pub fn matches(&self, kind: &Kind, operation: &str) -> bool {
         (self.kinds.is_empty() || self.kinds.contains(kind))
-            && self.operations.as_ref().is_none_or(|set| set.is_match(operation))
+            && self
+                .operations
+                .as_ref()
+                .is_none_or(|set| set.is_match(operation))
     }
 }
 
@@ -134,7 +144,13 @@ mod tests {
 
     #[test]
     fn a_bad_name_or_pattern_is_refused_with_its_text() {
-        assert!(StrategyInfo::new("a b", "x").interest().unwrap_err().to_string().contains("\"a b\""));
+        assert!(
+            StrategyInfo::new("a b", "x")
+                .interest()
+                .unwrap_err()
+                .to_string()
+                .contains("\"a b\"")
+        );
         let mut info = StrategyInfo::new("s", "x");
         info.operations = vec!["[".into()];
         assert!(info.interest().unwrap_err().to_string().contains("\"[\""));

@@ -140,7 +140,8 @@ impl Entry {
 
     /// Whether it wants to be asked about a failure of this kind in this operation.
     pub fn is_interested(&self, situation: &Situation) -> bool {
-        self.interest.matches(&situation.failure.kind, &situation.operation)
+        self.interest
+            .matches(&situation.failure.kind, &situation.operation)
     }
 
     /// Asks its condition and, if that says yes, its action. `None`: it does not apply.
@@ -152,7 +153,9 @@ impl Entry {
             Body::Native(strategy) => {
                 // A native strategy is trusted with the process, yet its panic must not cost a call.
                 std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    strategy.condition(situation).then(|| strategy.action(situation))
+                    strategy
+                        .condition(situation)
+                        .then(|| strategy.action(situation))
                 }))
                 .map_err(|panic| {
                     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
@@ -168,7 +171,10 @@ impl Entry {
 
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("name", &self.name).field("priority", &self.priority).finish_non_exhaustive()
+        f.debug_struct("Entry")
+            .field("name", &self.name)
+            .field("priority", &self.priority)
+            .finish_non_exhaustive()
     }
 }
 
@@ -186,7 +192,9 @@ pub struct Proposal {
 #[non_exhaustive]
 pub enum ManagerError {
     /// There is one of that name.
-    #[error("there is a strategy named {0:?} already; remove it first or give this one another name")]
+    #[error(
+        "there is a strategy named {0:?} already; remove it first or give this one another name"
+    )]
     Duplicate(Arc<str>),
 }
 
@@ -231,7 +239,10 @@ impl StrategyManager {
     pub fn replace(&self, entry: Entry) -> Option<Arc<Entry>> {
         let entry = Arc::new(entry);
         self.change(|entries| {
-            let old = entries.iter().position(|other| other.name == entry.name).map(|at| entries.remove(at));
+            let old = entries
+                .iter()
+                .position(|other| other.name == entry.name)
+                .map(|at| entries.remove(at));
             entries.push(entry);
             old
         })
@@ -253,13 +264,20 @@ impl StrategyManager {
     /// Removes a strategy. A call that is asking it is not disturbed.
     pub fn remove(&self, name: &str) -> Option<Arc<Entry>> {
         self.change(|entries| {
-            entries.iter().position(|entry| &*entry.name == name).map(|at| entries.remove(at))
+            entries
+                .iter()
+                .position(|entry| &*entry.name == name)
+                .map(|at| entries.remove(at))
         })
     }
 
     /// The strategy of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.entries.load().iter().find(|entry| &*entry.name == name).cloned()
+        self.entries
+            .load()
+            .iter()
+            .find(|entry| &*entry.name == name)
+            .cloned()
     }
 
     /// Every strategy, in the order they are asked in.
@@ -270,9 +288,16 @@ impl StrategyManager {
     /// The first strategy that applies, and what it proposes. A strategy that fails to decide is
     /// passed over.
     pub async fn execute(&self, situation: &Situation) -> Option<Proposal> {
-        for strategy in self.list().iter().filter(|entry| entry.is_interested(situation)) {
+        for strategy in self
+            .list()
+            .iter()
+            .filter(|entry| entry.is_interested(situation))
+        {
             if let Ok(Some(decision)) = strategy.decide(situation).await {
-                return Some(Proposal { strategy: strategy.clone(), decision });
+                return Some(Proposal {
+                    strategy: strategy.clone(),
+                    decision,
+                });
             }
         }
         None
@@ -280,10 +305,16 @@ impl StrategyManager {
 
     /// The first strategy that applies.
     pub async fn select(&self, situation: &Situation) -> Option<Arc<Entry>> {
-        self.execute(situation).await.map(|proposal| proposal.strategy)
+        self.execute(situation)
+            .await
+            .map(|proposal| proposal.strategy)
     }
 }
 
 fn sort(entries: &mut [Arc<Entry>]) {
-    entries.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(&b.name)));
+    entries.sort_by(|a, b| {
+        b.priority
+            .cmp(&a.priority)
+            .then_with(|| a.name.cmp(&b.name))
+    });
 }

@@ -1,5 +1,11 @@
 //! A scripted exchange and small native strategies: what the tests of the call loop are told in.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs
+)]
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -45,17 +51,37 @@ impl Script {
     fn reply(&self, target: &str, operation: &str) -> Reply {
         let mut replies = self.replies.lock().unwrap();
         let key = format!("{target}/{operation}");
-        let key = if replies.contains_key(&key) { key } else { target.to_owned() };
-        let list = replies.get_mut(&key).unwrap_or_else(|| panic!("no reply scripted for {key}"));
-        if list.len() > 1 { list.pop().unwrap() } else { list[0].clone() }
+        let key = if replies.contains_key(&key) {
+            key
+        } else {
+            target.to_owned()
+        };
+        let list = replies
+            .get_mut(&key)
+            .unwrap_or_else(|| panic!("no reply scripted for {key}"));
+        if list.len() > 1 {
+            list.pop().unwrap()
+        } else {
+            list[0].clone()
+        }
     }
 
     pub fn targets_sent(&self) -> Vec<String> {
-        self.sent.lock().unwrap().iter().map(|(target, ..)| target.clone()).collect()
+        self.sent
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(target, ..)| target.clone())
+            .collect()
     }
 
     pub fn gaps(&self) -> Vec<Duration> {
-        self.sent.lock().unwrap().windows(2).map(|pair| pair[1].2 - pair[0].2).collect()
+        self.sent
+            .lock()
+            .unwrap()
+            .windows(2)
+            .map(|pair| pair[1].2 - pair[0].2)
+            .collect()
     }
 }
 
@@ -66,7 +92,10 @@ pub struct Request {
 }
 
 pub fn request(operation: &str) -> Request {
-    Request { operation: operation.into(), arguments: r#"{"q":1}"#.into() }
+    Request {
+        operation: operation.into(),
+        arguments: r#"{"q":1}"#.into(),
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -83,15 +112,27 @@ impl Exchange for Script {
     async fn send(&self, attempt: &Attempt, request: &Request) -> Result<Answer, Failure> {
         assert_eq!(&*attempt.operation, request.operation);
         let target = attempt.target.name.to_string();
-        self.sent.lock().unwrap().push((target.clone(), request.operation.clone(), Instant::now()));
+        self.sent
+            .lock()
+            .unwrap()
+            .push((target.clone(), request.operation.clone(), Instant::now()));
         match self.reply(&target, &request.operation) {
-            Reply::Good(text) => Ok(Answer { text: text.into(), failure: None }),
+            Reply::Good(text) => Ok(Answer {
+                text: text.into(),
+                failure: None,
+            }),
             Reply::Slow(delay, text) => {
                 tokio::time::sleep(delay).await;
-                Ok(Answer { text: text.into(), failure: None })
+                Ok(Answer {
+                    text: text.into(),
+                    failure: None,
+                })
             }
             Reply::Bad(failure) => Err(failure),
-            Reply::BadAnswer(failure, text) => Ok(Answer { text: text.into(), failure: Some(failure) }),
+            Reply::BadAnswer(failure, text) => Ok(Answer {
+                text: text.into(),
+                failure: Some(failure),
+            }),
             Reply::Silent => std::future::pending().await,
         }
     }
@@ -108,23 +149,42 @@ impl Exchange for Script {
     }
 
     fn repeat_safety(&self, operation: &str) -> RepeatSafety {
-        if self.read_only.contains(&operation) { RepeatSafety::ReadOnly } else { RepeatSafety::Unsafe }
+        if self.read_only.contains(&operation) {
+            RepeatSafety::ReadOnly
+        } else {
+            RepeatSafety::Unsafe
+        }
     }
 
-    fn redirect(&self, request: &Request, operation: &str, arguments: Option<&str>) -> Result<Request, String> {
+    fn redirect(
+        &self,
+        request: &Request,
+        operation: &str,
+        arguments: Option<&str>,
+    ) -> Result<Request, String> {
         if operation == "impossible" {
             return Err("there is no such operation".into());
         }
         let arguments = arguments.map_or_else(|| request.arguments.clone(), str::to_owned);
-        Ok(Request { operation: operation.into(), arguments })
+        Ok(Request {
+            operation: operation.into(),
+            arguments,
+        })
     }
 
     fn compose(&self, _: &Request, body: &[u8], _: &Degraded) -> Result<Answer, String> {
-        Ok(Answer { text: String::from_utf8(body.to_vec()).unwrap(), failure: None })
+        Ok(Answer {
+            text: String::from_utf8(body.to_vec()).unwrap(),
+            failure: None,
+        })
     }
 
     fn retain(&self, _: &Request, answer: &Answer) -> Option<Retained> {
-        self.keep.then(|| Retained { body: answer.text.clone().into(), shared: false, ttl: None })
+        self.keep.then(|| Retained {
+            body: answer.text.clone().into(),
+            shared: false,
+            ttl: None,
+        })
     }
 }
 
@@ -148,7 +208,11 @@ pub fn rule(
     priority: i32,
     decide: impl Fn(&Situation) -> Option<Action> + Send + Sync + 'static,
 ) -> Entry {
-    Entry::native(Rule(StrategyInfo::new(name, "test").with_priority(priority), decide)).unwrap()
+    Entry::native(Rule(
+        StrategyInfo::new(name, "test").with_priority(priority),
+        decide,
+    ))
+    .unwrap()
 }
 
 pub fn retry_always(priority: i32, delay: Option<Duration>) -> Entry {
@@ -156,7 +220,12 @@ pub fn retry_always(priority: i32, delay: Option<Duration>) -> Entry {
 }
 
 pub fn switch_always(priority: i32) -> Entry {
-    rule("switch", priority, |_| Some(Action::SwitchTarget { target: None, target_kind: None }))
+    rule("switch", priority, |_| {
+        Some(Action::SwitchTarget {
+            target: None,
+            target_kind: None,
+        })
+    })
 }
 
 /// An engine with the group `g` and services of these names, the first with the highest priority.
@@ -164,10 +233,17 @@ pub fn engine(services: &[&str], strategies: Vec<Entry>) -> Engine {
     build(Engine::builder(), services, strategies)
 }
 
-pub fn build(builder: backstop::EngineBuilder, services: &[&str], strategies: Vec<Entry>) -> Engine {
+pub fn build(
+    builder: backstop::EngineBuilder,
+    services: &[&str],
+    strategies: Vec<Entry>,
+) -> Engine {
     let engine = builder.random(backstop::random::seeded(1)).build().unwrap();
     for (at, name) in services.iter().enumerate() {
-        let spec = TargetSpec::service(*name, "g").priority(-(at as i32)).build().unwrap();
+        let spec = TargetSpec::service(*name, "g")
+            .priority(-(at as i32))
+            .build()
+            .unwrap();
         engine.registry().register(spec).unwrap();
     }
     for strategy in strategies {

@@ -1,0 +1,453 @@
+//! What a strategy's imports do: the contract's interfaces over a [`Situation`].
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+
+use super::Route;
+use super::bindings::backstop::strategy::{
+    call, clock, folder, history, last_known_good, log, random, retry_policy, routes, state,
+    targets, types,
+};
+use super::capabilities::{Folder, FolderError};
+use super::limits::Limits;
+use super::state::{State, StateError};
+use crate::strategy::{KnownGood, Situation};
+
+/// Targets one snapshot lists.
+const MAX_TARGETS: usize = 256;
+/// Attempts one history lists.
+const MAX_ATTEMPTS: usize = 64;
+/// Routes one strategy may declare.
+pub(super) const MAX_ROUTES: usize = 1024;
+/// Handles to streams, clocks and the like one instance may hold.
+const MAX_HANDLES: usize = 256;
+
+/// What all instances of a strategy share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) name: Arc<str>,
+    pub(super) limits: Limits,
+    pub(super) state: Option<State>,
+    pub(super) folder: Option<Folder>,
+    pub(super) clock_start: Instant,
+}
+
+/// Where an instance is in its life.
+pub(super) enum Phase {
+    /// `metadata`, or the instance's own start.
+    Start,
+    /// `configure`, at load: routes are collected.
+    Load(Vec<Route>),
+    /// `configure` before a decision.
+    Configure,
+    /// `condition` and `action`.
+    Decide,
+}
+
+/// One instance's side of the host.
+pub(super) struct Cell {
+    pub(super) shared: Arc<Shared>,
+    pub(super) phase: Phase,
+    pub(super) meter: Meter,
+    /// Ticks the instance may still run.
+    pub(super) ticks_left: u64,
+    /// It ran out of them.
+    pub(super) out_of_time: bool,
+    situation: Option<Situation>,
+    known_good: Option<Option<KnownGood>>,
+    log_lines_left: usize,
+    log_bytes_left: usize,
+    wasi: Option<Box<(WasiCtx, ResourceTable)>>,
+}
+
+impl Cell {
+    pub(super) fn new(shared: Arc<Shared>, situation: Option<Situation>, ticks: u64) -> Self {
+        let limits = &shared.limits;
+        Self {
+            phase: Phase::Start,
+            meter: Meter::new(limits),
+            ticks_left: ticks,
+            out_of_time: false,
+            situation,
+            known_good: None,
+            log_lines_left: limits.log_lines,
+            log_bytes_left: limits.log_bytes,
+            wasi: None,
+            shared,
+        }
+    }
+
+    /// The call, where the strategy may ask about it.
+    fn decided(&self) -> Option<&Situation> {
+        match self.phase {
+            Phase::Decide => self.situation.as_ref(),
+            _ => None,
+        }
+    }
+
+    fn known_good(&mut self) -> Option<&KnownGood> {
+        if self.known_good.is_none() {
+            let found = self.decided()?.surroundings.last_known_good();
+            self.known_good = Some(found);
+        }
+        self.known_good.as_ref()?.as_ref()
+    }
+
+    fn state(&self) -> Result<&State, state::Error> {
+        self.shared.state.as_ref().ok_or(state::Error::NotGranted)
+    }
+}
+
+impl WasiView for Cell {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        // Made at the first use: most decisions never need it.
+        let (ctx, table) = &mut **self.wasi.get_or_insert_with(|| {
+            let mut table = ResourceTable::new();
+            table.set_max_capacity(MAX_HANDLES);
+            Box::new((WasiCtx::builder().max_random_size(64 << 10).build(), table))
+        });
+        WasiCtxView { ctx, table }
+    }
+}
+
+/// Bounds what an instance may allocate, and remembers that it was refused.
+pub(super) struct Meter {
+    limit: usize,
+    used: usize,
+    last: usize,
+    table_elements: usize,
+    instances: usize,
+    memories: usize,
+    /// A memory was refused.
+    pub(super) refused: bool,
+}
+
+impl Meter {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            limit: limits.memory_bytes,
+            used: 0,
+            last: 0,
+            table_elements: limits.table_elements,
+            instances: limits.instances,
+            memories: limits.memories,
+            refused: false,
+        }
+    }
+}
+
+impl ResourceLimiter for Meter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let added = desired.saturating_sub(current);
+        let granted = self
+            .used
+            .checked_add(added)
+            .is_some_and(|total| total <= self.limit);
+        if granted {
+            self.used += added;
+            self.last = added;
+        } else {
+            self.refused = true;
+            self.last = 0;
+        }
+        Ok(granted)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.used -= std::mem::take(&mut self.last);
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        _: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(desired <= self.table_elements)
+    }
+
+    fn instances(&self) -> usize {
+        self.instances
+    }
+
+    fn tables(&self) -> usize {
+        self.instances
+    }
+
+    fn memories(&self) -> usize {
+        self.memories
+    }
+}
+
+/// Whole milliseconds, never fewer than the duration has: a wait of 0.4 ms is not a wait of none.
+pub(super) fn millis_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds that have passed.
+pub(super) fn millis_down(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn text(bytes: &Bytes) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+impl types::Host for Cell {}
+
+impl log::Host for Cell {
+    fn write(&mut self, level: log::Level, mut message: String) {
+        if self.log_lines_left == 0 || self.log_bytes_left == 0 {
+            return;
+        }
+        self.log_lines_left -= 1;
+        message.truncate(message.floor_char_boundary(self.log_bytes_left));
+        self.log_bytes_left -= message.len();
+        let plugin = &*self.shared.name;
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::event!(target: "backstop::strategy", tracing::Level::$level, plugin, "{message}")
+            };
+        }
+        match level {
+            log::Level::Trace => event!(TRACE),
+            log::Level::Debug => event!(DEBUG),
+            log::Level::Info => event!(INFO),
+            log::Level::Warn => event!(WARN),
+            log::Level::Error => event!(ERROR),
+        }
+    }
+}
+
+impl clock::Host for Cell {
+    fn monotonic(&mut self) -> u64 {
+        let since = Instant::now().saturating_duration_since(self.shared.clock_start);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn wall(&mut self) -> u64 {
+        let now = self
+            .situation
+            .as_ref()
+            .map_or_else(SystemTime::now, |situation| {
+                situation.surroundings.wall_clock()
+            });
+        millis_down(
+            now.duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
+        )
+    }
+}
+
+impl random::Host for Cell {
+    fn next(&mut self) -> u64 {
+        match &self.situation {
+            Some(situation) => situation.surroundings.random(),
+            // Outside a call there is no source to borrow; a fresh hash seed is random enough.
+            None => RandomState::new().hash_one(0),
+        }
+    }
+}
+
+impl From<StateError> for state::Error {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Quota(limit) => Self::QuotaExceeded(limit as u64),
+            StateError::NotANumber => Self::NotANumber,
+        }
+    }
+}
+
+impl state::Host for Cell {
+    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, state::Error> {
+        Ok(self.state()?.get(&key))
+    }
+
+    fn set(&mut self, key: String, value: Vec<u8>, ttl: Option<u64>) -> Result<(), state::Error> {
+        Ok(self.state()?.set(&key, value, ttl)?)
+    }
+
+    fn delete(&mut self, key: String) -> Result<bool, state::Error> {
+        Ok(self.state()?.delete(&key))
+    }
+
+    fn increment(&mut self, key: String, by: i64, ttl: Option<u64>) -> Result<i64, state::Error> {
+        Ok(self.state()?.increment(&key, by, ttl)?)
+    }
+}
+
+impl call::Host for Cell {
+    fn id(&mut self) -> String {
+        self.decided()
+            .map(|now| now.call.id.to_string())
+            .unwrap_or_default()
+    }
+
+    fn operation(&mut self) -> String {
+        self.decided()
+            .map(|now| now.operation.to_string())
+            .unwrap_or_default()
+    }
+
+    fn level(&mut self) -> String {
+        self.decided()
+            .map(|now| now.call.level.as_str().to_owned())
+            .unwrap_or_default()
+    }
+
+    fn group(&mut self) -> String {
+        self.decided()
+            .map(|now| now.call.group.to_string())
+            .unwrap_or_default()
+    }
+
+    fn target(&mut self) -> String {
+        self.decided()
+            .and_then(|now| now.target.as_deref())
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    fn message(&mut self) -> String {
+        self.decided()
+            .map(|now| now.failure.message.clone())
+            .unwrap_or_default()
+    }
+
+    fn arguments(&mut self) -> Option<String> {
+        self.decided()?.arguments.as_ref().and_then(text)
+    }
+
+    fn detail(&mut self, key: String) -> Option<String> {
+        let now = self.decided()?;
+        match &*key {
+            "request.id" => now.call.request_id.as_deref().map(str::to_owned),
+            "caller" => now.call.caller.as_deref().map(str::to_owned),
+            _ => now.failure.detail(&key).map(str::to_owned).or_else(|| {
+                let (_, value) = now.call.details.iter().find(|(name, _)| **name == *key)?;
+                Some(value.to_string())
+            }),
+        }
+    }
+}
+
+impl targets::Host for Cell {
+    fn snapshot(&mut self) -> Vec<targets::Target> {
+        let Some(now) = self.decided() else {
+            return Vec::new();
+        };
+        let standing = |view: &crate::strategy::TargetView| {
+            let mut flags = targets::Standing::empty();
+            for (set, flag) in [
+                (view.healthy, targets::Standing::HEALTHY),
+                (view.admitted, targets::Standing::ADMITTED),
+                (view.tried, targets::Standing::TRIED),
+                (view.present, targets::Standing::PRESENT),
+            ] {
+                if set {
+                    flags |= flag;
+                }
+            }
+            flags
+        };
+        let views = now.surroundings.targets();
+        views
+            .iter()
+            .take(MAX_TARGETS)
+            .map(|view| targets::Target {
+                name: view.name.to_string(),
+                kind: view.kind.to_owned(),
+                priority: view.priority,
+                weight: view.weight,
+                standing: standing(view),
+            })
+            .collect()
+    }
+
+    fn best(&mut self, kind: Option<String>) -> Option<String> {
+        self.decided()?
+            .surroundings
+            .best_target(kind.as_deref())
+            .map(|name| name.to_string())
+    }
+
+    fn attribute(&mut self, target: String, key: String) -> Option<String> {
+        self.decided()?.surroundings.target_attribute(&target, &key)
+    }
+}
+
+impl history::Host for Cell {
+    fn attempts(&mut self) -> Vec<history::Attempt> {
+        let Some(now) = self.decided() else {
+            return Vec::new();
+        };
+        let older = now.attempts.len().saturating_sub(MAX_ATTEMPTS);
+        now.attempts[older..]
+            .iter()
+            .map(|attempt| history::Attempt {
+                target: attempt.target.to_string(),
+                operation: attempt.operation.to_string(),
+                kind: attempt.failure.kind.to_string(),
+                delay: millis_up(attempt.delay),
+                duration: millis_down(attempt.duration),
+            })
+            .collect()
+    }
+}
+
+impl retry_policy::Host for Cell {
+    fn next_delay(&mut self) -> Option<u64> {
+        self.decided()?.next_delay.map(millis_up)
+    }
+}
+
+impl last_known_good::Host for Cell {
+    fn find(&mut self) -> Option<last_known_good::Entry> {
+        self.known_good().map(|known| last_known_good::Entry {
+            age: millis_down(known.age),
+            size: known.body.len() as u64,
+            target: known.target.to_string(),
+        })
+    }
+
+    fn body(&mut self) -> Option<String> {
+        text(&self.known_good()?.body)
+    }
+}
+
+impl folder::Host for Cell {
+    async fn read(&mut self, path: String) -> Result<Vec<u8>, folder::Error> {
+        let Some(granted) = self.shared.folder.clone() else {
+            return Err(folder::Error::NotGranted);
+        };
+        granted.read(path).await.map_err(|error| match error {
+            FolderError::NotFound => folder::Error::NotFound,
+            FolderError::Forbidden => folder::Error::Forbidden,
+            FolderError::TooLarge(limit) => folder::Error::TooLarge(limit as u64),
+            FolderError::Failed(why) => folder::Error::Failed(why),
+        })
+    }
+}
+
+impl routes::Host for Cell {
+    fn declare(&mut self, source: String, fallback: String) {
+        if let Phase::Load(routes) = &mut self.phase {
+            // One more than allowed is kept, as the mark of a list that is too long.
+            if routes.len() <= MAX_ROUTES {
+                routes.push(Route { source, fallback });
+            }
+        }
+    }
+}

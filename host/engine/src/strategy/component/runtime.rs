@@ -1,0 +1,226 @@
+//! The WebAssembly runtime all strategies of a process share: one compiler, one pool of instances,
+//! one clock that interrupts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{
+    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
+};
+
+use super::bindings;
+use super::host_impl::Cell;
+use super::limits::{MAX_TABLE_ELEMENTS, TICK};
+
+/// Decisions that may run at the same time; the others wait. A decision takes well under a
+/// millisecond, so this bounds memory, not throughput.
+const CONCURRENT_DECISIONS: usize = 64;
+
+/// How a runtime is made.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RuntimeOptions {
+    /// The folder compiled components are kept in, so that a large one starts at once the next time.
+    /// It must be an absolute path, and only trusted users may write to it: what is found there is
+    /// executed. Default: none, nothing is kept.
+    pub cache: Option<PathBuf>,
+}
+
+impl RuntimeOptions {
+    /// Keeps compiled components in this folder.
+    pub fn with_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache = Some(folder.into());
+        self
+    }
+}
+
+/// The WebAssembly runtime. One for each process; cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(Arc<Shared>);
+
+struct Shared {
+    engine: Engine,
+    linker: Linker<Cell>,
+    slots: Semaphore,
+    pooled: bool,
+    started: Instant,
+    // Dropped with the last runtime, which ends the ticker's thread.
+    _ticker: Sender<()>,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime")
+            .field("pooled", &self.0.pooled)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Runtime {
+    /// Makes the runtime and starts the thread that interrupts strategies.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Cache`] if the cache folder cannot be used; [`RuntimeError::Engine`] if this
+    /// machine cannot run WebAssembly; [`RuntimeError::Thread`] if no thread can be started.
+    pub fn new(options: RuntimeOptions) -> Result<Self, RuntimeError> {
+        let cache = match options.cache {
+            None => None,
+            Some(folder) => {
+                let mut config = CacheConfig::new();
+                config.with_directory(&folder);
+                let cache = Cache::new(config).map_err(|error| RuntimeError::Cache {
+                    folder,
+                    source: error.into_boxed_dyn_error(),
+                })?;
+                Some(cache)
+            }
+        };
+        // The pool reserves a terabyte of addresses, which containers and older machines may not
+        // grant; on demand, everything works the same but a little slower.
+        let (engine, pooled) = match Engine::new(&config(cache.clone(), true)) {
+            Ok(engine) => (engine, true),
+            Err(error) => {
+                tracing::debug!(error = %format_args!("{error:#}"), "no instance pool, instances are made on demand");
+                let engine = Engine::new(&config(cache, false)).map_err(RuntimeError::engine)?;
+                (engine, false)
+            }
+        };
+        let linker = linker(&engine).map_err(RuntimeError::engine)?;
+        let ticker = ticker(&engine)?;
+        Ok(Self(Arc::new(Shared {
+            engine,
+            linker,
+            slots: Semaphore::new(CONCURRENT_DECISIONS),
+            pooled,
+            started: Instant::now(),
+            _ticker: ticker,
+        })))
+    }
+
+    /// Whether instances come from a pool.
+    pub fn is_pooled(&self) -> bool {
+        self.0.pooled
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn linker(&self) -> &Linker<Cell> {
+        &self.0.linker
+    }
+
+    /// The moment the strategies' monotonic clock counts from.
+    pub(super) fn started(&self) -> Instant {
+        self.0.started
+    }
+
+    /// Waits for leave to make an instance.
+    pub(super) async fn slot(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.0.slots.acquire().await.ok()
+    }
+}
+
+fn config(cache: Option<Cache>, pooled: bool) -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .parallel_compilation(true)
+        .cache(cache);
+    if pooled {
+        let count = u32::try_from(CONCURRENT_DECISIONS).unwrap_or(u32::MAX);
+        let mut pool = PoolingAllocationConfig::new();
+        pool.total_component_instances(count * 4)
+            .total_core_instances(count * 32)
+            .total_memories(count * 4)
+            .total_tables(count * 16)
+            .total_stacks(count * 2)
+            .max_tables_per_module(8)
+            .max_memories_per_module(4)
+            .table_elements(MAX_TABLE_ELEMENTS)
+            // Small memories are cleared by hand, which is cheaper than giving pages back.
+            .linear_memory_keep_resident(256 << 10)
+            .table_keep_resident(16 << 10);
+        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    }
+    config
+}
+
+/// Everything a strategy may import: the contract, and of WASI what a language's own runtime cannot
+/// start without, over an empty context. No sockets, and a file system without a single file.
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<Cell>> {
+    use wasmtime_wasi::WasiView;
+    use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+    use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+    use wasmtime_wasi::p2::bindings::{cli, filesystem, random};
+    use wasmtime_wasi::random::WasiRandom;
+
+    let mut linker = Linker::<Cell>::new(engine);
+    let l = &mut linker;
+    bindings::Strategy::add_to_linker::<_, HasSelf<Cell>>(l, |cell| cell)?;
+    // wasi:io, wasi:clocks, wasi:random/random, and the three standard streams.
+    wasmtime_wasi::p2::add_to_linker_proxy_interfaces_async(l)?;
+    random::insecure::add_to_linker::<Cell, WasiRandom>(l, |cell| cell.ctx().ctx.random())?;
+    random::insecure_seed::add_to_linker::<Cell, WasiRandom>(l, |cell| cell.ctx().ctx.random())?;
+    cli::environment::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::exit::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::terminal_input::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::terminal_output::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::terminal_stdin::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::terminal_stdout::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    cli::terminal_stderr::add_to_linker::<Cell, WasiCli>(l, Cell::cli)?;
+    filesystem::preopens::add_to_linker::<Cell, WasiFilesystem>(l, Cell::filesystem)?;
+    filesystem::types::add_to_linker::<Cell, WasiFilesystem>(l, Cell::filesystem)?;
+    Ok(linker)
+}
+
+/// Starts the clock. A thread of its own, because a task of the async runtime could be starved by
+/// the very strategy it must stop.
+fn ticker(engine: &Engine) -> Result<Sender<()>, RuntimeError> {
+    let (sender, receiver) = channel::<()>();
+    let engine = engine.weak();
+    std::thread::Builder::new()
+        .name("backstop-ticker".into())
+        .spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = receiver.recv_timeout(TICK) {
+                let Some(engine) = engine.upgrade() else {
+                    break;
+                };
+                engine.increment_epoch();
+            }
+        })
+        .map_err(RuntimeError::Thread)?;
+    Ok(sender)
+}
+
+/// Why there is no runtime.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The cache folder cannot be used.
+    #[error("the compile cache {} cannot be used: name a writable folder by its absolute path, or none", folder.display())]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// WebAssembly cannot run here.
+    #[error("this machine cannot run WebAssembly")]
+    Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No thread can be started.
+    #[error("the thread that interrupts strategies cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl RuntimeError {
+    fn engine(error: wasmtime::Error) -> Self {
+        Self::Engine(error.into_boxed_dyn_error())
+    }
+}
