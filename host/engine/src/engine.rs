@@ -30,6 +30,8 @@ pub struct Deadlines {
     pub call: Duration,
     /// How long one attempt may be silent. Default: 20 s, so that a call survives two silent targets.
     pub attempt: Duration,
+    /// How long one attempt may take however much progress it shows. Default: 60 s.
+    pub attempt_max: Duration,
 }
 
 impl Default for Deadlines {
@@ -37,6 +39,7 @@ impl Default for Deadlines {
         Self {
             call: Duration::from_secs(60),
             attempt: Duration::from_secs(20),
+            attempt_max: Duration::from_secs(60),
         }
     }
 }
@@ -279,7 +282,8 @@ impl EngineBuilder {
         if self.settings.caps.max_attempts == 0 {
             return Err(BuildError::NoAttempts);
         }
-        if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero() {
+        if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero()
+            || self.settings.deadlines.attempt_max.is_zero() {
             return Err(BuildError::ZeroDeadline);
         }
         let model = RetryBudget::new(self.budget, Instant::now())?;

@@ -4,6 +4,8 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[cfg(all(feature = "config", feature = "component"))]
+mod assemble;
 pub mod backoff;
 pub mod budget;
 mod cache;
@@ -22,11 +24,14 @@ pub mod health;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
+pub mod operation;
 pub mod random;
 pub mod registry;
 pub mod retry;
 pub mod strategy;
 
+#[cfg(all(feature = "config", feature = "component"))]
+pub use assemble::{Assembled, assemble, assemble_with};
 pub use cache::CacheLimits;
 pub use call::{Call, CallError, Outcome};
 pub use engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};

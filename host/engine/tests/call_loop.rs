@@ -540,6 +540,7 @@ async fn progress_prolongs_an_attempt_but_not_the_call() {
         deadlines: Deadlines {
             call: Duration::from_secs(200),
             attempt: Duration::from_secs(2),
+            attempt_max: Duration::from_secs(150),
         },
         ..Settings::default()
     };

@@ -22,7 +22,7 @@ impl<X: Exchange> Recovery<'_, X> {
         let strategies = self.engine.shared.strategies.list();
         let mut situation = None;
         for strategy in strategies.iter() {
-            if Instant::now() >= self.setting.deadline {
+            if Instant::now() >= self.timing.deadline {
                 break;
             }
             // Built for the first strategy that wants to know.
@@ -30,7 +30,7 @@ impl<X: Exchange> Recovery<'_, X> {
             if !strategy.is_interested(situation) {
                 continue;
             }
-            let decision = match timeout_at(self.setting.deadline, strategy.decide(situation)).await
+            let decision = match timeout_at(self.timing.deadline, strategy.decide(situation)).await
             {
                 Ok(Ok(Some(decision))) if decision.action != Action::Decline => decision,
                 Ok(Ok(_)) => {
@@ -136,7 +136,7 @@ impl<X: Exchange> Recovery<'_, X> {
             attempts: self.trouble.attempts.as_slice().into(),
             retries: self.ledger.retries,
             fallbacks: self.ledger.fallbacks,
-            deadline: self.setting.deadline,
+            deadline: self.timing.deadline,
             repeatable: self.is_repeatable(),
             next_delay,
             surroundings: Arc::new(CallSurroundings {

@@ -13,12 +13,13 @@ mod types;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use types::as_millis;
+use types::{MAX_DEADLINE, Timing};
 pub use types::{
     Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending,
     Failed, Level, Outcome, RepeatSafety, Step, Trouble, Verdict,
@@ -27,13 +28,10 @@ pub use types::{
 use crate::cache::CacheKey;
 use crate::engine::Engine;
 use crate::exchange::Exchange;
-use crate::failure::Failure;
+use crate::failure::{Failure, Origin};
 use crate::kind::Kind;
 use crate::registry::{Permit, PickRequest};
 use recover::{Made, Recovery, Setting};
-
-/// No deadline beyond a year: adding it to any instant cannot overflow.
-const MAX_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What came of one attempt.
 enum Tried<A, E> {
@@ -64,8 +62,12 @@ impl Engine {
         let shared = &self.shared;
         let started = Instant::now();
         let deadlines = shared.settings.load().deadlines;
-        let attempt_timeout = call.attempt_timeout.unwrap_or(deadlines.attempt);
-        let deadline = started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE);
+        let timing = Timing {
+            started,
+            deadline: started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE),
+            attempt: call.attempt_timeout.unwrap_or(deadlines.attempt),
+            attempt_max: deadlines.attempt_max,
+        };
         let mut facts = call.facts;
         facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
         let budget = shared.budget_of(&facts.group);
@@ -82,17 +84,9 @@ impl Engine {
         let (first, failure) = match pick {
             None => (None, shared.nobody_to_ask(&facts.group)),
             Some(pick) => {
-                let attempt = Attempt {
-                    call: facts.id,
-                    target: pick.target,
-                    operation: facts.operation.clone(),
-                    number: 1,
-                    kind: AttemptKind::Original,
-                    timeout: attempt_timeout,
-                    deadline,
-                    started,
-                    progress: AtomicU64::new(0),
-                };
+                let kind = (1, AttemptKind::Original);
+                let operation = facts.operation.clone();
+                let attempt = Attempt::new(&facts, pick.target, operation, kind, started, &timing);
                 match self.attempt(exchange, &attempt, request, pick.permit).await {
                     Tried::Good { answer } => {
                         budget.call_succeeded();
@@ -123,9 +117,7 @@ impl Engine {
                 .safety
                 .unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
             facts,
-            started,
-            deadline,
-            attempt_timeout,
+            timing,
             pin: call.pin,
             no_fallback: call.no_fallback,
         };
@@ -157,22 +149,21 @@ impl Engine {
                 ),
             },
             None if now >= attempt.deadline && took < attempt.timeout => {
-                // The caller's short deadline says nothing about the target.
+                // The caller's short deadline says nothing about the target: no verdict.
+                drop(permit);
                 let failure = Failure::new(
                     Kind::TIMEOUT_ERROR,
                     format!("no answer before the call's deadline, after {took:?}"),
                 );
-                (
-                    Failure {
-                        ill_health: false,
-                        ..failure
-                    },
-                    None,
-                )
+                let failure = Failure { ill_health: false, ..failure };
+                return Tried::Bad { failure, raw: None, took };
             }
-            None => (Failure::timed_out(attempt.timeout), None),
+            None => (self.shared.detector.timed_out(attempt.timeout), None),
         };
-        permit.failed(now, failure.ill_health);
+        // What arose in the host says nothing about the target either.
+        if failure.origin == Origin::Remote {
+            permit.failed(now, failure.ill_health);
+        }
         Tried::Bad { failure, raw, took }
     }
 
@@ -210,13 +201,11 @@ impl Engine {
 async fn wait<T>(send: impl Future<Output = T>, attempt: &Attempt) -> Option<T> {
     let mut send = pin!(send);
     loop {
-        let until = (attempt.last_life() + attempt.timeout.min(MAX_DEADLINE)).min(attempt.deadline);
+        let until = attempt.limit();
         match timeout_at(until, send.as_mut()).await {
             Ok(result) => return Some(result),
-            // It has shown life meanwhile: the timeout has moved.
-            Err(_)
-                if attempt.last_life() + attempt.timeout.min(MAX_DEADLINE) > until
-                    && until < attempt.deadline => {}
+            // It has shown life meanwhile: the limit has moved.
+            Err(_) if attempt.limit() > until => {}
             Err(_) => return None,
         }
     }

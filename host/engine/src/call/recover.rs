@@ -4,12 +4,12 @@
 //! can no longer be asked, which counts as one); the attempt cap and the deadline bound the rounds.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
+use super::types::Timing;
 use super::{
     Attempt, AttemptKind, AttemptRecord, CallError, CallFacts, Degraded, Ending, Failed, Outcome,
     RepeatSafety, Tried, Trouble,
@@ -26,9 +26,7 @@ use crate::registry::{PickRequest, Target};
 pub(super) struct Setting {
     pub(super) facts: CallFacts,
     pub(super) safety: RepeatSafety,
-    pub(super) started: Instant,
-    pub(super) deadline: Instant,
-    pub(super) attempt_timeout: Duration,
+    pub(super) timing: Timing,
     pub(super) pin: Option<Arc<str>>,
     pub(super) no_fallback: bool,
 }
@@ -69,7 +67,7 @@ pub(super) struct Recovery<'a, X: Exchange> {
     /// The request of the operation that took the original's place.
     pub(super) redirected: Option<X::Request>,
     pub(super) facts: Arc<CallFacts>,
-    pub(super) setting: Timing,
+    pub(super) timing: Timing,
     pub(super) pin: Option<Arc<str>>,
     /// The present operation, its group, its arguments (as sent, and canonical), its safety.
     pub(super) operation: Arc<str>,
@@ -90,13 +88,6 @@ pub(super) struct Recovery<'a, X: Exchange> {
     unknown: bool,
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Timing {
-    pub(super) started: Instant,
-    pub(super) deadline: Instant,
-    pub(super) attempt_timeout: Duration,
-}
-
 type Ended<X> = Result<
     Outcome<<X as Exchange>::Answer>,
     Failed<<X as Exchange>::Answer, <X as Exchange>::Error>,
@@ -109,15 +100,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         request: &'a X::Request,
         setting: Setting,
     ) -> Self {
-        let Setting {
-            facts,
-            safety,
-            started,
-            deadline,
-            attempt_timeout,
-            pin,
-            no_fallback,
-        } = setting;
+        let Setting { facts, safety, timing, pin, no_fallback } = setting;
         let arguments = exchange.arguments(request);
         Self {
             engine,
@@ -127,11 +110,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             operation: facts.operation.clone(),
             group: facts.group.clone(),
             facts: Arc::new(facts),
-            setting: Timing {
-                started,
-                deadline,
-                attempt_timeout,
-            },
+            timing,
             pin,
             canonical: arguments.as_deref().map(canonical).unwrap_or_default(),
             arguments,
@@ -199,17 +178,9 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         else {
             return Err((None, shared.nobody_to_ask(&self.group)));
         };
-        let attempt = Attempt {
-            call: self.facts.id,
-            target: pick.target,
-            operation: self.operation.clone(),
-            number: self.ledger.attempts.saturating_add(1),
-            kind: next.kind,
-            timeout: self.setting.attempt_timeout,
-            deadline: self.setting.deadline,
-            started: now,
-            progress: AtomicU64::new(0),
-        };
+        let kind = (self.ledger.attempts.saturating_add(1), next.kind);
+        let operation = self.operation.clone();
+        let attempt = Attempt::new(&self.facts, pick.target, operation, kind, now, &self.timing);
         let request = self.redirected.as_ref().unwrap_or(self.original);
         match self
             .engine
@@ -303,7 +274,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
 
     /// How a call ends that has nothing left to try.
     pub(super) fn exhausted(&self) -> Ending {
-        if Instant::now() >= self.setting.deadline {
+        if Instant::now() >= self.timing.deadline {
             Ending::DeadlineExceeded
         } else if self.trouble.attempts.is_empty() {
             Ending::NoTarget
@@ -331,7 +302,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             served_by: outcome.served_by.clone(),
             degraded: outcome.degraded.clone(),
             attempts: outcome.attempts(),
-            duration: self.setting.started.elapsed(),
+            duration: self.timing.started.elapsed(),
         });
         outcome
     }
@@ -362,7 +333,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             ending,
             kind: failure.kind.clone(),
             attempts: u32::try_from(error.trouble.attempts.len()).unwrap_or(u32::MAX),
-            duration: self.setting.started.elapsed(),
+            duration: self.timing.started.elapsed(),
         });
         Failed {
             error,

@@ -203,6 +203,9 @@ impl Serialize for CallId {
     }
 }
 
+/// No deadline beyond a year: adding it to any instant cannot overflow.
+pub(super) const MAX_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// One attempt, as the exchange that carries it out sees it.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -222,12 +225,47 @@ pub struct Attempt {
     /// The call's deadline.
     pub deadline: Instant,
     pub(crate) started: Instant,
-    pub(crate) progress: AtomicU64,
+    /// When it ends however much progress it shows.
+    latest: Instant,
+    progress: AtomicU64,
+}
+
+/// How long a call and its attempts may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    pub(crate) started: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) attempt: Duration,
+    pub(crate) attempt_max: Duration,
 }
 
 impl Attempt {
-    /// Says that the target has shown life: the attempt's timeout starts again. The call's deadline
-    /// holds all the same.
+    pub(crate) fn new(
+        facts: &CallFacts,
+        target: Arc<Target>,
+        operation: Arc<str>,
+        (number, kind): (u32, AttemptKind),
+        started: Instant,
+        timing: &Timing,
+    ) -> Self {
+        let timeout = timing.attempt.min(MAX_DEADLINE);
+        let longest = timing.attempt_max.min(MAX_DEADLINE).max(timeout);
+        Self {
+            call: facts.id,
+            target,
+            operation,
+            number,
+            kind,
+            timeout,
+            deadline: timing.deadline,
+            started,
+            latest: timing.deadline.min(started + longest),
+            progress: AtomicU64::new(0),
+        }
+    }
+
+    /// Says that the target has shown life: the attempt's timeout starts again. The longest
+    /// time an attempt may take and the call's deadline hold all the same.
     pub fn progressed(&self) {
         let millis = Instant::now()
             .saturating_duration_since(self.started)
@@ -236,9 +274,10 @@ impl Attempt {
             .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// When the target last showed life.
-    pub(crate) fn last_life(&self) -> Instant {
-        self.started + Duration::from_millis(self.progress.load(Ordering::Relaxed))
+    /// When it ends unless the target shows life before.
+    pub(crate) fn limit(&self) -> Instant {
+        let last_life = Duration::from_millis(self.progress.load(Ordering::Relaxed));
+        (self.started + last_life.min(MAX_DEADLINE) + self.timeout).min(self.latest)
     }
 }
 

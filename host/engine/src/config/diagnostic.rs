@@ -1,7 +1,7 @@
 //! What is wrong in a configuration file, where, and what to do about it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -35,10 +35,41 @@ pub struct Diagnostic {
     pub field: String,
     /// What is wrong.
     pub message: String,
-    /// Why it is wrong.
+    /// Why it is wrong. Empty, like the remedy, where the message says all three.
     pub reason: String,
     /// What to do about it.
     pub remedy: String,
+}
+
+impl Diagnostic {
+    /// An error about a part of a file as a whole. `message` says what is wrong, why, and what to do
+    /// about it.
+    pub fn error(file: &Path, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::whole(Severity::Error, file, field.into(), message.into())
+    }
+
+    /// The same for what is odd but can be used.
+    pub fn warning(file: &Path, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::whole(Severity::Warning, file, field.into(), message.into())
+    }
+
+    fn whole(severity: Severity, file: &Path, field: String, message: String) -> Self {
+        Self {
+            severity,
+            file: file.to_owned(),
+            line: 0,
+            column: 0,
+            field,
+            message,
+            reason: String::new(),
+            remedy: String::new(),
+        }
+    }
+
+    /// Whether it is an error: such a file must not replace a good configuration.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
 }
 
 impl fmt::Display for Diagnostic {
@@ -52,6 +83,9 @@ impl fmt::Display for Diagnostic {
         }
         if !self.field.is_empty() {
             write!(f, " {}:", self.field)?;
+        }
+        if self.reason.is_empty() && self.remedy.is_empty() {
+            return write!(f, " {}", self.message);
         }
         // A reason may end in a question mark of its own.
         let stop = if self.reason.ends_with('?') { "" } else { "." };

@@ -69,7 +69,7 @@ pub struct Config {
     /// The folder strategies are loaded from and watched in, relative to the file. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PathBuf>,
-    /// Whether the stock strategies inside the program can be used. Default: true.
+    /// Whether the stock strategies inside the program take part. Default: true.
     pub stock: bool,
     /// The MCP servers.
     #[serde(rename = "service")]
@@ -77,12 +77,9 @@ pub struct Config {
     /// The models.
     #[serde(rename = "model")]
     pub models: Vec<Model>,
-    /// The strategies. No `[[strategy]]` at all means: all stock strategies with their defaults
-    /// (none where `stock = false`). At least one means: exactly those listed, whether from the
-    /// folder or from the stock.
-    ///
-    /// A file whose only entries are broken or not enabled lists strategies all the same:
-    /// [`Config::uses_stock_defaults`] tells the two apart.
+    /// What is changed about strategies. Every plugin of the folder and every stock strategy takes
+    /// part without an entry, with its own defaults; an entry configures one, uses it once more
+    /// under another name, or leaves it out (`enabled = false`).
     #[serde(rename = "strategy")]
     pub strategies: Vec<Strategy>,
     /// How failures are retried, by kind.
@@ -109,9 +106,6 @@ pub struct Config {
     /// The administration endpoint; there only where the section is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
-    /// Whether the file has any `[[strategy]]`, good or bad.
-    #[serde(skip)]
-    lists_strategies: bool,
 }
 
 impl Default for Config {
@@ -132,7 +126,6 @@ impl Default for Config {
             cache: None,
             gateway: Gateway::default(),
             admin: None,
-            lists_strategies: false,
         }
     }
 }
@@ -150,9 +143,7 @@ pub struct Loaded {
 impl Loaded {
     /// Whether any diagnostic is an error: such a file must not replace a good configuration.
     pub fn has_errors(&self) -> bool {
-        self.diagnostics
-            .iter()
-            .any(|diagnostic| diagnostic.severity == Severity::Error)
+        self.diagnostics.iter().any(Diagnostic::is_error)
     }
 }
 
@@ -195,11 +186,6 @@ impl Config {
         }
     }
 
-    /// Whether the stock strategies are used with their defaults because the file lists none.
-    pub fn uses_stock_defaults(&self) -> bool {
-        self.stock && !self.lists_strategies && self.strategies.is_empty()
-    }
-
     /// The JSON Schema of the file.
     pub fn json_schema() -> schemars::Schema {
         schemars::schema_for!(Config)
@@ -238,7 +224,6 @@ impl Config {
             patterns: r.entries("pattern", |r| Pattern::read(r, &mut patterns)),
             cache: r.section("cache", Cache::read),
             admin: r.section("admin", |r| Admin::read(r, listen)),
-            lists_strategies: r.has("strategy"),
             gateway,
         };
         if !r.has("service") && !r.has("model") {

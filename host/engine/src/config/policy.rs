@@ -9,6 +9,9 @@ use super::reader::{Issue, Reader};
 use super::units::{DurationText, SizeText};
 use super::value::{self, ANY_DURATION, POSITIVE};
 
+/// More than nothing, at most a day: what the registry accepts.
+const A_DAY: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
 /// `[health]`: active probes, and the way back after recovery.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -100,58 +103,51 @@ impl Health {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Circuit {
-    /// Whether circuits open at all. Default: true.
-    pub enabled: bool,
     /// Failures in a row that open a circuit, 1 to 10000. Default: 5 (as in Envoy).
     #[schemars(range(min = 1, max = 10000))]
     pub consecutive_failures: u32,
     /// The share of failures in the window that opens a circuit, above 0 and up to 1. Default: 0.5.
     #[schemars(range(min = 0.001, max = 1))]
     pub failure_rate: f64,
-    /// The time over which the failure rate is taken. Default: 30 s.
+    /// The time over which the failure rate is taken, 1 s to 1 h. Default: 10 s.
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub window: Duration,
-    /// Calls in the window below which the failure rate means nothing, 1 to 1000000. Default: 20.
-    #[schemars(range(min = 1, max = 1000000))]
+    /// Calls in the window below which the failure rate means nothing, 1 to 10000. Default: 20.
+    #[schemars(range(min = 1, max = 10000))]
     pub minimum_throughput: u32,
-    /// How long a circuit stays open the first time; it grows with each time. Default: 30 s (as in Envoy).
+    /// How long a circuit stays open the first time; it grows with each time. Default: 5 s: a
+    /// target here is one of a few, where Envoy's 30 s are meant for one of hundreds.
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub open_for: Duration,
-    /// The longest a circuit stays open. Default: 5 min (as in Envoy).
+    /// The longest a circuit stays open, up to 24 h. Default: 5 min (as in Envoy).
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub max_open: Duration,
-    /// The share by which the time open is spread, 0 to 1. Default: 0.1.
+    /// The share by which the time open is spread, 0 to 1. Default: 0.2.
     #[schemars(range(min = 0, max = 1))]
     pub jitter: f64,
     /// Calls let through at a time while half open, 1 to 100. Default: 1.
     #[schemars(range(min = 1, max = 100))]
     pub half_open_probes: u32,
-    /// Successes while half open that close the circuit, 1 to 100. Default: 1.
+    /// Successes while half open that close the circuit, 1 to 100. Default: 2.
     #[schemars(range(min = 1, max = 100))]
     pub half_open_successes: u32,
-    /// The largest share of a group that may be open at once, 0 to 1; one target always may.
-    /// Default: 0.5 (RULES: health, circuit, recovery).
-    #[schemars(range(min = 0, max = 1))]
-    pub max_ejected: f64,
 }
 
 impl Default for Circuit {
     fn default() -> Self {
         Self {
-            enabled: true,
             consecutive_failures: 5,
             failure_rate: 0.5,
-            window: Duration::from_secs(30),
+            window: Duration::from_secs(10),
             minimum_throughput: 20,
-            open_for: Duration::from_secs(30),
+            open_for: Duration::from_secs(5),
             max_open: Duration::from_secs(300),
-            jitter: 0.1,
+            jitter: 0.2,
             half_open_probes: 1,
-            half_open_successes: 1,
-            max_ejected: 0.5,
+            half_open_successes: 2,
         }
     }
 }
@@ -161,7 +157,6 @@ impl Circuit {
         let base = Self::default();
         let share = || value::float(0.0..=1.0);
         let mut circuit = Self {
-            enabled: r.read("enabled", value::boolean).unwrap_or(base.enabled),
             consecutive_failures: r
                 .read("consecutive_failures", value::integer(1..=10_000))
                 .unwrap_or(base.consecutive_failures),
@@ -169,16 +164,16 @@ impl Circuit {
                 .read("failure_rate", value::float(0.001..=1.0))
                 .unwrap_or(base.failure_rate),
             window: r
-                .read("window", value::duration(POSITIVE))
+                .read("window", value::duration(Duration::from_secs(1)..=Duration::from_secs(3600)))
                 .unwrap_or(base.window),
             minimum_throughput: r
-                .read("minimum_throughput", value::integer(1..=1_000_000))
+                .read("minimum_throughput", value::integer(1..=10_000))
                 .unwrap_or(base.minimum_throughput),
             open_for: r
-                .read("open_for", value::duration(POSITIVE))
+                .read("open_for", value::duration(A_DAY))
                 .unwrap_or(base.open_for),
             max_open: r
-                .read("max_open", value::duration(POSITIVE))
+                .read("max_open", value::duration(A_DAY))
                 .unwrap_or(base.max_open),
             jitter: r.read("jitter", share()).unwrap_or(base.jitter),
             half_open_probes: r
@@ -187,7 +182,6 @@ impl Circuit {
             half_open_successes: r
                 .read("half_open_successes", value::integer(1..=100))
                 .unwrap_or(base.half_open_successes),
-            max_ejected: r.read("max_ejected", share()).unwrap_or(base.max_ejected),
         };
         if circuit.max_open < circuit.open_for {
             let key = if r.has("max_open") {
@@ -215,8 +209,6 @@ impl Circuit {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Budget {
-    /// Whether there is a budget. Default: true.
-    pub enabled: bool,
     /// Retries earned by each call, 0 to 10. Default: 0.2.
     #[schemars(range(min = 0, max = 10))]
     pub ratio: f64,
@@ -232,7 +224,6 @@ pub struct Budget {
 impl Default for Budget {
     fn default() -> Self {
         Self {
-            enabled: true,
             ratio: 0.2,
             reserve_per_second: 10,
             ttl: Duration::from_secs(10),
@@ -245,7 +236,6 @@ impl Budget {
         let base = Self::default();
         let ttl = Duration::from_secs(1)..=Duration::from_secs(60);
         Self {
-            enabled: r.read("enabled", value::boolean).unwrap_or(base.enabled),
             ratio: r
                 .read("ratio", value::float(0.0..=10.0))
                 .unwrap_or(base.ratio),

@@ -72,7 +72,7 @@ struct Rounds {
     random: Random,
     schedule: HashMap<Arc<str>, Entry>,
     running: JoinSet<()>,
-    by_task: HashMap<Id, Arc<str>>,
+    by_task: HashMap<Id, Arc<Target>>,
 }
 
 impl Rounds {
@@ -185,7 +185,7 @@ impl Rounds {
                 .spec
                 .health_timeout
                 .unwrap_or(self.registry.config().health.timeout);
-            let name = target.name.clone();
+            let probed = target.clone();
             let prober = self.prober.clone();
             let version = target.health_version();
             let task = self.running.spawn(async move {
@@ -201,21 +201,25 @@ impl Rounds {
                 }
                 target.probed(version, matches!(result, Ok(Ok(()))), Instant::now());
             });
-            self.by_task.insert(task.id(), name);
+            self.by_task.insert(task.id(), probed);
         }
     }
 
     fn reschedule(&mut self, ended: Id) {
-        let Some(name) = self.by_task.remove(&ended) else {
+        let Some(probed) = self.by_task.remove(&ended) else {
             return;
         };
-        let Some(target) = self.schedule.get(&name).map(|entry| entry.target.clone()) else {
+        // Another target may have the name by now, or the same one another interval.
+        let entry = self.schedule.get(&probed.name);
+        let Some(target) = entry
+            .filter(|entry| entry.target.is_same(&probed))
+            .map(|entry| entry.target.clone())
+        else {
             return;
         };
-        let due = Instant::now() + self.interval(&target);
-        if let Some(entry) = self.schedule.get_mut(&name) {
-            entry.due = Some(due);
-        }
+        let due = Some(Instant::now() + self.interval(&target));
+        self.schedule
+            .insert(target.name.clone(), Entry { target, due });
     }
 }
 

@@ -83,3 +83,91 @@ fn chain(error: &dyn std::error::Error) -> String {
             format!("{text}: {cause}")
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use crate::registry::{Registry, TargetSpec};
+
+    /// Answers one request with this status; gives the path that was asked for.
+    fn serve_once(status: &'static str) -> (String, std::thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            let read = stream.read(&mut buffer).unwrap();
+            let head =
+                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            String::from_utf8_lossy(&buffer[..read])
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        });
+        (url, server)
+    }
+
+    async fn probe(spec: TargetSpec) -> Result<(), Failure> {
+        let target = Registry::builder().build().unwrap().register(spec).unwrap();
+        let prober = HttpProber::new().unwrap();
+        assert!(prober.covers(&target));
+        prober.probe(&target).await
+    }
+
+    #[tokio::test]
+    async fn a_status_of_2xx_is_well() {
+        let (url, server) = serve_once("204 No Content");
+        probe(TargetSpec::service("a", "g").url(url)).await.unwrap();
+        assert_eq!(server.join().unwrap(), "GET /health HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_missing_page_speaks_against_a_configured_url_only() {
+        let (url, server) = serve_once("404 Not Found");
+        probe(TargetSpec::service("a", "g").url(url)).await.unwrap();
+        server.join().unwrap();
+        let (url, server) = serve_once("404 Not Found");
+        let failure = probe(TargetSpec::service("a", "g").health_url(format!("{url}/live")))
+            .await
+            .unwrap_err();
+        assert_eq!(failure.http_status, Some(404));
+        assert_eq!(server.join().unwrap(), "GET /live HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_server_error_is_ill_health() {
+        let (url, server) = serve_once("503 Service Unavailable");
+        probe(TargetSpec::service("a", "g").url(url))
+            .await
+            .unwrap_err();
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_is_ill_health_and_says_why() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let failure = probe(TargetSpec::service("a", "g").url(url))
+            .await
+            .unwrap_err();
+        assert_eq!(failure.kind, Kind::CONNECTION_ERROR);
+        assert!(
+            failure.message.to_lowercase().contains("refused"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn a_target_without_a_web_address_is_not_covered() {
+        let registry = Registry::builder().build().unwrap();
+        let target = registry.register(TargetSpec::service("a", "g")).unwrap();
+        assert!(!HttpProber::new().unwrap().covers(&target));
+    }
+}

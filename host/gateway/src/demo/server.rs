@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -24,18 +24,24 @@ use tokio_util::sync::CancellationToken;
 /// What a server does to a tool call instead of answering it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing: it answers.
-    None,
     /// It answers with this HTTP status, and the seconds of a `Retry-After` where there are any.
     Status(u16, Option<u32>),
-    /// It answers the next call only with this HTTP status.
-    Once(u16),
     /// It takes the call and never answers.
     Silent,
     /// It carries the call out and never answers.
     ActsThenSilent,
     /// It begins an answer and drops the connection.
     Cut,
+}
+
+/// A fault, and when it strikes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Broken {
+    pub(crate) fault: Fault,
+    /// It strikes calls of this tool only.
+    pub(crate) tool: Option<&'static str>,
+    /// It strikes once.
+    pub(crate) once: bool,
 }
 
 /// A running server; it stops, with every connection, when this is dropped.
@@ -48,7 +54,7 @@ pub(crate) struct Server {
 
 struct Shared {
     name: &'static str,
-    fault: ArcSwap<Fault>,
+    broken: ArcSwapOption<Broken>,
     tickets: AtomicU32,
 }
 
@@ -57,7 +63,7 @@ impl Server {
     pub(crate) async fn start(name: &'static str) -> anyhow::Result<Self> {
         let state = Arc::new(Shared {
             name,
-            fault: ArcSwap::from_pointee(Fault::None),
+            broken: ArcSwapOption::empty(),
             tickets: AtomicU32::new(0),
         });
         let mut server = Self { name, address: ([127, 0, 0, 1], 0).into(), state, running: None };
@@ -69,8 +75,8 @@ impl Server {
         format!("http://{}/mcp", self.address)
     }
 
-    pub(crate) fn set(&self, fault: Fault) {
-        self.state.fault.store(Arc::new(fault));
+    pub(crate) fn set(&self, broken: Option<Broken>) {
+        self.state.broken.store(broken.map(Arc::new));
     }
 
     /// How many tickets it has really opened.
@@ -92,8 +98,12 @@ impl Server {
         }
     }
 
-    /// Listens again, on the port it had.
-    pub(crate) async fn listen(&mut self) -> anyhow::Result<()> {
+    /// Listens again if it was stopped.
+    pub(crate) async fn listen_again(&mut self) -> anyhow::Result<()> {
+        if self.running.is_none() { self.listen().await } else { Ok(()) }
+    }
+
+    async fn listen(&mut self) -> anyhow::Result<()> {
         let listener = TcpListener::bind(self.address)
             .await
             .with_context(|| format!("the demo server {} cannot listen on {}", self.name, self.address))?;
@@ -141,16 +151,17 @@ async fn break_calls(State(state): State<Arc<Shared>>, request: Request, next: N
     let Ok(body) = axum::body::to_bytes(body, 1 << 20).await else {
         return status(StatusCode::PAYLOAD_TOO_LARGE, None);
     };
-    let is_call = body.windows(12).any(|window| window == b"\"tools/call\"");
-    let fault = if is_call { **state.fault.load() } else { Fault::None };
+    let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
+    let struck = state.broken.load_full().filter(|broken| {
+        has("\"tools/call\"") && broken.tool.is_none_or(|tool| has(&format!("\"{tool}\"")))
+    });
     let forward = |body: Bytes| next.run(Request::from_parts(parts, Body::from(body)));
-    match fault {
-        Fault::None => forward(body).await,
+    let Some(broken) = struck else { return forward(body).await };
+    if broken.once {
+        state.broken.store(None);
+    }
+    match broken.fault {
         Fault::Status(code, retry_after) => status(StatusCode::from_u16(code).unwrap_or_default(), retry_after),
-        Fault::Once(code) => {
-            state.fault.store(Arc::new(Fault::None));
-            status(StatusCode::from_u16(code).unwrap_or_default(), None)
-        }
         Fault::Silent => std::future::pending().await,
         Fault::ActsThenSilent => {
             let answer = forward(body).await;

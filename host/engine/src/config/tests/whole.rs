@@ -8,18 +8,6 @@ use crate::call::RepeatSafety;
 use crate::kind::Kind;
 
 #[test]
-fn no_strategy_listed_means_the_stock_ones_and_a_broken_one_does_not() {
-    assert!(parse("").config.uses_stock_defaults());
-    assert!(!parse("stock = false").config.uses_stock_defaults());
-    assert!(
-        !parse("[[strategy]]\nplugin = 'p'\n")
-            .config
-            .uses_stock_defaults()
-    );
-    assert!(!parse("[[strategy]]\n").config.uses_stock_defaults());
-}
-
-#[test]
 fn paths_are_relative_to_the_file() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("p")).unwrap();

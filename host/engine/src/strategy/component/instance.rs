@@ -63,22 +63,6 @@ impl<'a> Instance<'a> {
         }
     }
 
-    /// Runs `work`, and stops it when its time is up.
-    ///
-    /// Ticks stop an instance that runs. They do not wake one that waits in the host, so there is a
-    /// second limit in waiting time, twice as long, so that a busy machine is not taken for a slow
-    /// strategy.
-    pub(super) async fn within_deadline<T>(
-        &mut self,
-        work: impl AsyncFnOnce(&mut Self) -> Result<T, StrategyFault>,
-    ) -> Result<T, StrategyFault> {
-        let (deadline, wait) = (self.deadline, self.deadline.saturating_mul(2));
-        match tokio::time::timeout(wait, work(self)).await {
-            Ok(result) => result,
-            Err(_) => Err(StrategyFault::Timeout(deadline)),
-        }
-    }
-
     pub(super) fn cell(&mut self) -> &mut Cell {
         self.store.data_mut()
     }
@@ -175,4 +159,19 @@ impl<'a> Instance<'a> {
 
 fn unstarted() -> StrategyFault {
     StrategyFault::Instantiate("it was not started".into())
+}
+
+/// Runs `work`, all that is asked of one instance, and stops it when its time is up.
+///
+/// Ticks stop an instance that runs. They do not wake one that waits in the host, so there is a
+/// second limit in waiting time, twice as long, so that a busy machine is not taken for a slow
+/// strategy.
+pub(super) async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, StrategyFault>>,
+) -> Result<T, StrategyFault> {
+    match tokio::time::timeout(deadline.saturating_mul(2), work).await {
+        Ok(result) => result,
+        Err(_) => Err(StrategyFault::Timeout(deadline)),
+    }
 }

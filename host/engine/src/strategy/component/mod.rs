@@ -22,6 +22,8 @@ mod manifest;
 mod quarantine;
 mod runtime;
 mod state;
+#[cfg(feature = "stock")]
+mod stock;
 mod verdict;
 
 use std::fmt::Write;
@@ -39,11 +41,13 @@ pub use error::LoadError;
 pub use limits::{LimitError, Limits};
 pub use quarantine::{QuarantinePolicy, Standing};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+#[cfg(feature = "stock")]
+pub use stock::stock;
 
 use self::bindings::StrategyPre;
 use self::capabilities::Folder;
 use self::host_impl::{Cell, MAX_ROUTES, Phase, Shared};
-use self::instance::Instance;
+use self::instance::{Instance, within};
 use self::manifest::Manifest;
 use self::quarantine::Quarantine;
 use self::state::State;
@@ -218,20 +222,14 @@ impl ComponentStrategy {
             source,
         };
         let _slot = runtime.slot().await;
-        let mut instance = Instance::new(
-            runtime,
-            pre,
-            shared,
-            None,
-            shared.limits.configure_deadline(),
-        );
-        let metadata = instance
-            .within_deadline(async |instance| {
-                instance.start().await?;
-                instance.metadata().await
-            })
-            .await
-            .map_err(fault)?;
+        let deadline = shared.limits.configure_deadline();
+        let mut instance = Instance::new(runtime, pre, shared, None, deadline);
+        let metadata = within(deadline, async {
+            instance.start().await?;
+            instance.metadata().await
+        })
+        .await
+        .map_err(fault)?;
         manifest::info(&shared.name, metadata)
     }
 
@@ -243,24 +241,18 @@ impl ComponentStrategy {
     ) -> Result<Vec<Route>, LoadError> {
         let plugin = || shared.name.to_string();
         let _slot = runtime.slot().await;
-        let mut instance = Instance::new(
-            runtime,
-            pre,
-            shared,
-            None,
-            shared.limits.configure_deadline(),
-        );
-        let answer = instance
-            .within_deadline(async |instance| {
-                instance.start().await?;
-                instance.cell().phase = Phase::Load(Vec::new());
-                instance.configure(config).await
-            })
-            .await
-            .map_err(|source| LoadError::Configure {
-                plugin: plugin(),
-                source,
-            })?;
+        let deadline = shared.limits.configure_deadline();
+        let mut instance = Instance::new(runtime, pre, shared, None, deadline);
+        let answer = within(deadline, async {
+            instance.start().await?;
+            instance.cell().phase = Phase::Load(Vec::new());
+            instance.configure(config).await
+        })
+        .await
+        .map_err(|source| LoadError::Configure {
+            plugin: plugin(),
+            source,
+        })?;
         answer.map_err(|message| LoadError::Refused {
             plugin: plugin(),
             message,
@@ -326,23 +318,22 @@ impl ComponentStrategy {
             Some(situation),
             deadline,
         );
-        let decision = instance
-            .within_deadline(async |instance| {
-                instance.start().await?;
-                instance.cell().phase = Phase::Configure;
-                if let Err(message) = instance.configure(&self.config).await? {
-                    // It took the same configuration when it was loaded.
-                    return Err(StrategyFault::Garbage(format!(
-                        "`configure` now says: {message}"
-                    )));
-                }
-                instance.cell().phase = Phase::Decide;
-                if !instance.condition(&failure).await? {
-                    return Ok(None);
-                }
-                instance.action(&failure).await.map(Some)
-            })
-            .await?;
+        let decision = within(deadline, async {
+            instance.start().await?;
+            instance.cell().phase = Phase::Configure;
+            if let Err(message) = instance.configure(&self.config).await? {
+                // It took the same configuration when it was loaded.
+                return Err(StrategyFault::Garbage(format!(
+                    "`configure` now says: {message}"
+                )));
+            }
+            instance.cell().phase = Phase::Decide;
+            if !instance.condition(&failure).await? {
+                return Ok(None);
+            }
+            instance.action(&failure).await.map(Some)
+        })
+        .await?;
         decision
             .map(|raw| verdict::decision(raw, limits))
             .transpose()

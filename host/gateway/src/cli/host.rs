@@ -1,0 +1,172 @@
+//! What every command that uses a configuration begins with: read it, make the engine, reach the
+//! servers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use backstop::config::{Config, Diagnostic, Service, Transport};
+use backstop::health::{HttpProber, Prober};
+use backstop::registry::Target;
+use backstop::strategy::component::{Runtime, RuntimeOptions};
+use backstop::{Assembled, Failure, assemble};
+use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
+use backstop_gateway::Gateway;
+use futures_util::future::BoxFuture;
+
+/// A host made from a configuration, with everything that is wrong about it.
+pub(crate) struct Host {
+    pub(crate) config: Config,
+    pub(crate) gateway: Gateway,
+    pub(crate) diagnostics: Vec<Diagnostic>,
+}
+
+impl Host {
+    /// Reads the configuration and makes the host. What cannot be used is left out and reported.
+    pub(crate) async fn load(path: &Path) -> anyhow::Result<Self> {
+        let loaded = Config::load(path);
+        Self::make(loaded.config, loaded.diagnostics, path).await
+    }
+
+    /// Makes the host of a configuration that was read from `path`.
+    pub(crate) async fn make(
+        config: Config,
+        mut diagnostics: Vec<Diagnostic>,
+        path: &Path,
+    ) -> anyhow::Result<Self> {
+        let runtime = runtime(&mut diagnostics, path)?;
+        let assembled = assemble(&config, path, &runtime).await.context("the policies of the configuration")?;
+        let Assembled { engine, operations, diagnostics: found, .. } = assembled;
+        diagnostics.extend(found);
+        let mut specs = Vec::new();
+        for service in &config.services {
+            match spec(service) {
+                Ok(spec) => specs.push(spec),
+                Err(reason) => {
+                    diagnostics.push(Diagnostic::error(path, format!("service {:?}", service.name), reason));
+                    let _ = engine.registry().deregister(&service.name);
+                }
+            }
+            diagnostics.extend(unreachable_command(service, path));
+        }
+        diagnostics.extend(not_served(&config, path));
+        let gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
+        Ok(Self { config, gateway, diagnostics })
+    }
+
+    /// Whether anything is wrong that is not merely odd.
+    pub(crate) fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+
+    /// A prober for every service: its health URL where the operator gave one, else MCP itself.
+    pub(crate) fn prober(&self) -> anyhow::Result<Arc<dyn Prober>> {
+        let by_url = self.config.services.iter().filter(|service| service.health_url.is_some());
+        Ok(Arc::new(Probers {
+            http: HttpProber::new().context("the client of the health checks")?,
+            by_url: by_url.map(|service| service.name.as_str().into()).collect(),
+            mcp: Box::new(self.gateway.prober()),
+        }))
+    }
+}
+
+/// The WebAssembly runtime, with compiled plugins kept in the user's cache folder.
+fn runtime(diagnostics: &mut Vec<Diagnostic>, path: &Path) -> anyhow::Result<Runtime> {
+    if let Some(folder) = cache_folder() {
+        match Runtime::new(RuntimeOptions::default().with_cache(&folder)) {
+            Ok(runtime) => return Ok(runtime),
+            Err(error) => {
+                let reason = format!("compiled plugins are not kept in {}: {error}", folder.display());
+                diagnostics.push(Diagnostic::warning(path, "plugins", reason));
+            }
+        }
+    }
+    Runtime::new(RuntimeOptions::default()).context("the WebAssembly runtime cannot start")
+}
+
+/// `$XDG_CACHE_HOME/backstop`, else `$HOME/.cache/backstop` (XDG base directories).
+fn cache_folder() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".cache")))
+        .map(|cache| cache.join("backstop").join("components"))
+}
+
+fn spec(service: &Service) -> Result<ServiceSpec, String> {
+    let transport = match &service.transport {
+        Transport::Stdio { command, args, env, cwd } => TransportSpec::Stdio {
+            command: command.clone(),
+            args: args.clone(),
+            env: env.iter().map(|(name, value)| (name.clone(), value.value().to_owned())).collect(),
+            cwd: cwd.clone(),
+        },
+        Transport::Http { url, headers } => {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                // The value may be a secret: only its name is told.
+                let header = HeaderName::try_from(name.as_str())
+                    .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
+                let value = HeaderValue::try_from(value.value())
+                    .map_err(|_| format!("the value of header {name:?} has characters HTTP does not allow"))?;
+                map.insert(header, value);
+            }
+            let url = url.value().parse().map_err(|error| format!("the url cannot be used: {error}"))?;
+            TransportSpec::Http { url, headers: map }
+        }
+        _ => return Err("this version cannot reach such a service".into()),
+    };
+    Ok(ServiceSpec {
+        name: service.name.as_str().into(),
+        group: service.group.as_str().into(),
+        trusted: service.trusted,
+        transport,
+    })
+}
+
+/// A command that is nowhere to be found will not be there when a call needs it either.
+fn unreachable_command(service: &Service, path: &Path) -> Option<Diagnostic> {
+    let Transport::Stdio { command, .. } = &service.transport else { return None };
+    let is_there = if command.contains(std::path::MAIN_SEPARATOR) {
+        Path::new(command).is_file()
+    } else {
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&folders).any(|folder| folder.join(command).is_file())
+    };
+    (!is_there).then(|| {
+        let reason = format!(
+            "the command {command:?} does not exist: it is no file and not in the PATH; install it or correct the name"
+        );
+        Diagnostic::error(path, format!("service {:?}.command", service.name), reason)
+    })
+}
+
+/// What the configuration asks for and this version does not serve.
+fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
+    let mut list = Vec::new();
+    if config.admin.is_some() {
+        let reason = "this version has no administration endpoint yet; the section is ignored";
+        list.push(Diagnostic::warning(path, "admin", reason));
+    }
+    if !config.models.is_empty() {
+        let reason = "this version serves no models at its front yet; the entries are targets for embedders only";
+        list.push(Diagnostic::warning(path, "model", reason));
+    }
+    list
+}
+
+struct Probers {
+    http: HttpProber,
+    by_url: Vec<Arc<str>>,
+    mcp: Box<dyn Prober>,
+}
+
+impl Prober for Probers {
+    fn covers(&self, target: &Target) -> bool {
+        self.by_url.contains(&target.name) || self.mcp.covers(target)
+    }
+
+    fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
+        if self.by_url.contains(&target.name) { self.http.probe(target) } else { self.mcp.probe(target) }
+    }
+}

@@ -1,0 +1,110 @@
+//! `backstop serve`: the gateway itself.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use backstop::health::HealthChecker;
+use backstop_gateway::HttpOptions;
+use tokio::net::TcpListener;
+
+use super::host::Host;
+use super::{USAGE, terminal};
+
+/// How long requests under way may take to finish when the program is asked to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+pub(super) enum Front {
+    Stdio,
+    Http(Option<SocketAddr>),
+}
+
+pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Result<ExitCode> {
+    terminal::log();
+    let host = Host::load(path).await?;
+    for diagnostic in &host.diagnostics {
+        terminal::complain(&diagnostic.to_string());
+    }
+    if host.config.services.is_empty() {
+        terminal::complain(&format!("backstop: {} has no service that can be used: nothing to serve", path.display()));
+        return Ok(ExitCode::from(USAGE));
+    }
+    if strict && host.has_errors() {
+        terminal::complain("backstop: not started, because of --strict");
+        return Ok(ExitCode::from(USAGE));
+    }
+    let engine = host.gateway.engine();
+    let checker = host.config.health.enabled.then(|| host.prober()).transpose()?;
+    let _checks =
+        checker.map(|prober| HealthChecker::spawn(engine.registry().clone(), prober, backstop::random::from_os()));
+
+    let gateway = host.gateway.clone();
+    let served = async {
+        match front {
+            Front::Stdio => gateway.serve_stdio().await.context("standard input and output"),
+            Front::Http(address) => {
+                let address = address.unwrap_or(host.config.gateway.listen);
+                let options = options(&host)?;
+                let listener = listen(address).await?;
+                let address = listener.local_addr().context("the listener has no address")?;
+                terminal::complain(&format!("listening on http://{address}{}", options.path));
+                gateway.serve_http(listener, options).await.context("the HTTP front")
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = served => ended,
+        signal = signal() => {
+            signal?;
+            tracing::info!("ending: requests under way are finished first");
+            let _ = tokio::time::timeout(DRAIN, host.gateway.shut_down()).await;
+            Ok(())
+        }
+    };
+    host.gateway.shut_down().await;
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on {address}: stop the program that uses the port, or choose another with --listen or `[gateway] listen`"
+        )
+    })
+}
+
+fn options(host: &Host) -> anyhow::Result<HttpOptions> {
+    let gateway = &host.config.gateway;
+    let bearer_token = match &gateway.bearer_token_env {
+        None => None,
+        // Never open because a variable was forgotten.
+        Some(name) => match std::env::var(name) {
+            Ok(token) if !token.is_empty() => Some(token),
+            _ => bail!("`[gateway] bearer_token_env` names {name}, which is not set: set it to the token clients must send"),
+        },
+    };
+    Ok(HttpOptions {
+        path: gateway.path.clone(),
+        allowed_hosts: gateway.allowed_hosts.clone(),
+        allowed_origins: gateway.allowed_origins.clone(),
+        bearer_token,
+        max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+    })
+}
+
+/// Waits for a signal that asks the program to end.
+async fn signal() -> anyhow::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            pressed = tokio::signal::ctrl_c() => pressed.context("SIGINT"),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await.context("Ctrl-C")
+}

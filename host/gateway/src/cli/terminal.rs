@@ -1,0 +1,22 @@
+//! Standard output and error. A reader that has gone away is no reason to fail.
+
+use std::io::Write as _;
+
+/// One line to standard output.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// One line to standard error.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Sends the log to standard error: `RUST_LOG` says how much, warnings where it says nothing.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It fails only where a log is there already, which then serves as well.
+    let _ = subscriber.try_init();
+}

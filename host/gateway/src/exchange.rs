@@ -1,0 +1,262 @@
+//! MCP behind the engine's seam: how a request is sent to a target, and what came of it.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use backstop::call::{Attempt, Degraded, RepeatSafety};
+use backstop::detect::{Detector, Signal, TransportFault};
+use backstop::{Exchange, Failure, Retained};
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::catalog::{Catalog, Route, Section};
+use crate::envelope::{Json, Payload};
+use crate::upstream::{Fault, Upstream, UpstreamError, Wiring};
+
+/// What `_meta` of an answer made of data says.
+pub(crate) const DEGRADED: &str = "backstop/degraded";
+
+/// A request on its way to a server.
+#[derive(Debug, Clone)]
+pub struct McpRequest {
+    pub(crate) method: Arc<str>,
+    pub(crate) params: Option<Json>,
+    pub(crate) wiring: Wiring,
+}
+
+impl McpRequest {
+    /// A request without anybody who follows its progress.
+    pub fn new(method: impl Into<Arc<str>>, params: Option<Json>) -> Self {
+        Self { method: method.into(), params, wiring: Wiring::default() }
+    }
+}
+
+/// What a server answered, or data did in its place.
+#[derive(Debug, Clone)]
+pub struct McpAnswer {
+    /// The result or the error, as it came.
+    pub payload: Payload,
+    pub(crate) head: Head,
+}
+
+/// What the gateway reads of a result.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Head {
+    pub(crate) is_error: bool,
+    pub(crate) typed: bool,
+    pub(crate) input_required: bool,
+    private: bool,
+    ttl: Option<Duration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ResultHead<'a> {
+    is_error: bool,
+    #[serde(borrow)]
+    result_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    cache_scope: Option<Cow<'a, str>>,
+    ttl_ms: Option<u64>,
+}
+
+impl McpAnswer {
+    pub(crate) fn new(payload: Payload) -> Self {
+        let head = match &payload {
+            Payload::Error(_) => Head::default(),
+            Payload::Result(result) => {
+                let head: ResultHead<'_> = result.read().unwrap_or_default();
+                Head {
+                    is_error: head.is_error,
+                    typed: head.result_type.is_some(),
+                    input_required: head.result_type.as_deref() == Some("input_required"),
+                    private: head.cache_scope.as_deref() == Some("private"),
+                    ttl: head.ttl_ms.filter(|ttl| *ttl > 0).map(Duration::from_millis),
+                }
+            }
+        };
+        Self { payload, head }
+    }
+
+    /// Whether the tool itself says that it failed.
+    pub fn is_error(&self) -> bool {
+        self.head.is_error
+    }
+}
+
+/// Every server, by the name of the engine's target.
+pub(crate) type Upstreams = Arc<HashMap<Arc<str>, Arc<Upstream>>>;
+
+/// Carries MCP requests for the engine.
+#[derive(Debug, Clone)]
+pub(crate) struct McpExchange {
+    pub(crate) upstreams: Upstreams,
+    pub(crate) catalog: Arc<Catalog>,
+}
+
+#[derive(Deserialize)]
+struct RpcError<'a> {
+    code: i64,
+    #[serde(borrow, default)]
+    message: Cow<'a, str>,
+    #[serde(borrow, default)]
+    data: Option<&'a serde_json::value::RawValue>,
+}
+
+impl Exchange for McpExchange {
+    type Request = McpRequest;
+    type Answer = McpAnswer;
+    type Error = UpstreamError;
+
+    async fn send(&self, attempt: &Attempt, request: &McpRequest) -> Result<McpAnswer, UpstreamError> {
+        let name = &attempt.target.name;
+        let Some(upstream) = self.upstreams.get(name) else {
+            return Err(UpstreamError::fault(name, Fault::NotSent, "the gateway has no such service"));
+        };
+        let alive = || attempt.progressed();
+        let payload = upstream.request(&request.method, request.params.as_ref(), &request.wiring, &alive).await?;
+        Ok(McpAnswer::new(payload))
+    }
+
+    fn classify(&self, outcome: Result<&McpAnswer, &UpstreamError>, detector: &Detector) -> Option<Failure> {
+        let transport = |fault, message: &str| Some(detector.detect(Signal::Transport { fault, message }));
+        match outcome {
+            Ok(McpAnswer { payload: Payload::Result(result), head }) => {
+                let text = head.is_error.then(|| text_of(result))?;
+                Some(detector.detect(Signal::ToolResult { text: &text }))
+            }
+            Ok(McpAnswer { payload: Payload::Error(error), .. }) => match error.read::<RpcError<'_>>() {
+                Ok(RpcError { code, message, data }) => {
+                    let data = data.map(serde_json::value::RawValue::get);
+                    Some(detector.detect(Signal::JsonRpc { code, message: &message, data }))
+                }
+                Err(_) => transport(TransportFault::Garbage, "the error it answered is no JSON-RPC error"),
+            },
+            Err(error @ UpstreamError::Transport { fault, .. }) => transport(fault_of(*fault), &chain(error)),
+            Err(UpstreamError::Http { status, headers, body, .. }) => {
+                let header = |name: &str| {
+                    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+                    (!values.is_empty()).then(|| values.join(", "))
+                };
+                let now = SystemTime::now();
+                Some(detector.detect(Signal::Http { status: *status, header: &header, body, now, session: false }))
+            }
+            Err(UpstreamError::SessionExpired { .. }) => {
+                let (header, now) = (|_: &str| None, SystemTime::now());
+                Some(detector.detect(Signal::Http { status: 404, header: &header, body: b"", now, session: true }))
+            }
+        }
+    }
+
+    fn arguments(&self, request: &McpRequest) -> Option<Bytes> {
+        let params = request.params.as_ref()?;
+        let arguments = match &*request.method {
+            "tools/call" | "prompts/get" => params.member("arguments")?,
+            _ => params.with_members(&[("_meta", None)]),
+        };
+        Some(arguments.bytes())
+    }
+
+    fn repeat_safety(&self, operation: &str) -> RepeatSafety {
+        match self.catalog.route(Section::Tools, operation) {
+            Route::To(group, own) => self.catalog.repeat_safety(&group, &own),
+            Route::Ambiguous(_) | Route::Unknown => RepeatSafety::Unsafe,
+        }
+    }
+
+    fn group_of(&self, operation: &str) -> Option<Arc<str>> {
+        match self.catalog.route(Section::Tools, operation) {
+            Route::To(group, _) => Some(group),
+            Route::Ambiguous(_) | Route::Unknown => None,
+        }
+    }
+
+    fn redirect(&self, request: &McpRequest, operation: &str, arguments: Option<&str>) -> Result<McpRequest, String> {
+        if &*request.method != "tools/call" {
+            return Err(format!("{:?} cannot be answered by another operation", request.method));
+        }
+        let arguments = arguments.map(|text| Json::parse(text.to_owned())).transpose();
+        let arguments = arguments.map_err(|error| format!("the arguments are no JSON: {error}"))?;
+        let name = match self.catalog.route(Section::Tools, operation) {
+            Route::To(_, own) => Json::of(&own),
+            Route::Ambiguous(_) | Route::Unknown => Json::of(operation),
+        };
+        let mut edits = vec![("name", Some(&name))];
+        if let Some(arguments) = &arguments {
+            edits.push(("arguments", Some(arguments)));
+        }
+        let params = request.params.clone().unwrap_or_else(|| Json::of(&serde_json::json!({})));
+        Ok(McpRequest { params: Some(params.with_members(&edits)), ..request.clone() })
+    }
+
+    fn compose(&self, request: &McpRequest, body: &[u8], label: &Degraded) -> Result<McpAnswer, String> {
+        let body = Json::parse(body.to_vec()).map_err(|error| format!("the data is no JSON: {error}"))?;
+        let object = body.as_bytes().trim_ascii_start().starts_with(b"{");
+        let result = if &*request.method != "tools/call" {
+            if !object {
+                return Err(format!("the answer to {:?} must be an object", request.method));
+            }
+            body
+        } else if body.member("content").is_some_and(|content| content.as_bytes().starts_with(b"[")) {
+            body
+        } else {
+            let text = String::from_utf8_lossy(body.as_bytes());
+            let wrapped = Json::of(&serde_json::json!({ "content": [{ "type": "text", "text": text }] }));
+            if object { wrapped.with_members(&[("structuredContent", Some(&body))]) } else { wrapped }
+        };
+        let meta = result.member("_meta").unwrap_or_else(|| Json::of(&serde_json::json!({})));
+        let meta = meta.with_members(&[(DEGRADED, Some(&Json::of(label)))]);
+        Ok(McpAnswer::new(Payload::Result(result.with_members(&[("_meta", Some(&meta))]))))
+    }
+
+    fn retain(&self, _: &McpRequest, answer: &McpAnswer) -> Option<Retained> {
+        match &answer.payload {
+            Payload::Result(result) if !answer.head.is_error && !answer.head.input_required => {
+                Some(Retained { body: result.bytes(), shared: !answer.head.private, ttl: answer.head.ttl })
+            }
+            _ => None,
+        }
+    }
+}
+
+fn fault_of(fault: Fault) -> TransportFault {
+    match fault {
+        Fault::Refused => TransportFault::Refused,
+        Fault::Dns => TransportFault::Dns,
+        Fault::Tls => TransportFault::Tls,
+        Fault::Reset => TransportFault::Reset,
+        Fault::Eof => TransportFault::Eof,
+        Fault::ProcessExit => TransportFault::ProcessExit,
+        Fault::NotSent => TransportFault::NotSent,
+        Fault::Garbage => TransportFault::Garbage,
+    }
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The text of a tool's result.
+fn text_of(result: &Json) -> String {
+    #[derive(Deserialize)]
+    struct Content<'a> {
+        #[serde(borrow, default)]
+        text: Option<Cow<'a, str>>,
+    }
+    let parts = result.member("content").map(|content| content.elements()).unwrap_or_default();
+    let texts = parts.iter().filter_map(|part| part.read::<Content<'_>>().ok()?.text.map(Cow::into_owned));
+    texts.collect::<Vec<_>>().join("\n")
+}

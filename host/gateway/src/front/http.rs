@@ -1,0 +1,297 @@
+//! The front over streamable HTTP. A request is answered with plain JSON; where something is to be
+//! said before the answer, and the client can take it, with a stream of events.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
+use backstop::mcp::rpc;
+use futures_util::stream::{self, Stream, StreamExt};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{Running, Session};
+use crate::envelope::{self, Envelope, Json};
+use crate::router::{Asker, Router};
+use crate::upstream::{MAX_MESSAGE_BYTES, META_VERSION, name_of};
+
+const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+/// Sessions that are remembered; beyond it the one unused for longest is forgotten, and its client
+/// starts anew.
+const MAX_SESSIONS: usize = 10_000;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Notifications about one request that may wait for a slow reader.
+const NOTIFICATION_QUEUE: usize = 64;
+
+/// Who may talk to the HTTP front besides programs on this machine.
+#[derive(Debug, Clone, Default)]
+pub struct HttpOptions {
+    /// Host names (without port) a request may be addressed to. Loopback names always may; others
+    /// are refused, or any web site could reach the gateway through a name of its own (DNS
+    /// rebinding).
+    pub allowed_hosts: Vec<String>,
+    /// Values of `Origin` that may call. Loopback origins always may; requests without an `Origin`
+    /// are not from a browser.
+    pub allowed_origins: Vec<String>,
+}
+
+struct Front {
+    router: Arc<Router>,
+    options: HttpOptions,
+    sessions: Mutex<HashMap<String, (Arc<Session>, Instant)>>,
+    shutdown: CancellationToken,
+}
+
+/// Serves `/mcp` until `shutdown` is set; requests under way are finished first.
+pub(crate) async fn serve(
+    router: Arc<Router>,
+    listener: TcpListener,
+    options: HttpOptions,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let front = Arc::new(Front { router, options, sessions: Mutex::default(), shutdown: shutdown.clone() });
+    let app = axum::Router::new().route("/mcp", axum::routing::any(handle)).with_state(front);
+    // Small answers must not wait for an acknowledgement (40 ms on some clients).
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
+    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+}
+
+async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    if let Err(reason) = front.admit(&parts.headers) {
+        return (StatusCode::FORBIDDEN, reason).into_response();
+    }
+    match parts.method {
+        Method::POST => match to_bytes(body, MAX_MESSAGE_BYTES).await {
+            Ok(body) => post(front, parts.headers, body).await,
+            Err(_) => (StatusCode::PAYLOAD_TOO_LARGE, format!("more than {MAX_MESSAGE_BYTES} bytes")).into_response(),
+        },
+        Method::GET => listen(&front, &parts.headers),
+        Method::DELETE => match front.session_id(&parts.headers).and_then(|id| front.sessions().remove(&id)) {
+            Some(_) => StatusCode::NO_CONTENT.into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        },
+        _ => not_allowed(),
+    }
+}
+
+fn not_allowed() -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST, GET, DELETE")]).into_response()
+}
+
+type Sessions<'a> = std::sync::MutexGuard<'a, HashMap<String, (Arc<Session>, Instant)>>;
+
+impl Front {
+    fn sessions(&self) -> Sessions<'_> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn session_id(&self, headers: &HeaderMap) -> Option<String> {
+        headers.get(SESSION_ID)?.to_str().ok().map(str::to_owned)
+    }
+
+    fn open_session(&self) -> (String, Arc<Session>) {
+        let (id, session) = (uuid::Uuid::new_v4().simple().to_string(), Arc::new(Session::default()));
+        let mut sessions = self.sessions();
+        if sessions.len() >= MAX_SESSIONS {
+            let oldest = sessions.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| id.clone());
+            oldest.and_then(|oldest| sessions.remove(&oldest));
+        }
+        sessions.insert(id.clone(), (session.clone(), Instant::now()));
+        (id, session)
+    }
+
+    fn session(&self, id: &str) -> Option<Arc<Session>> {
+        let mut sessions = self.sessions();
+        let (session, used) = sessions.get_mut(id)?;
+        *used = Instant::now();
+        Some(session.clone())
+    }
+
+    /// Refuses requests a web page elsewhere could have made a browser send.
+    fn admit(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        if let Some(host) = text(header::HOST) {
+            let name = host_name(host);
+            if !is_loopback(name) && !self.options.allowed_hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) {
+                return Err("this host name is not allowed");
+            }
+        }
+        if let Some(origin) = text(header::ORIGIN) {
+            let name = origin.split_once("://").map_or("", |(_, rest)| host_name(rest));
+            if !is_loopback(name) && !self.options.allowed_origins.iter().any(|allowed| allowed == origin) {
+                return Err("this origin is not allowed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A host without its port.
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    }
+}
+
+fn is_loopback(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
+    let envelope = match Envelope::parse(body) {
+        Ok(envelope) => envelope,
+        Err(error) => return (StatusCode::BAD_REQUEST, json(error.answer())).into_response(),
+    };
+    let known = match front.session_id(&headers) {
+        Some(id) => match front.session(&id) {
+            Some(session) => Some(session),
+            // The client is to start a new session (MCP 2025-11-25, session management).
+            None => return (StatusCode::NOT_FOUND, "no such session").into_response(),
+        },
+        None => None,
+    };
+    let (id, method, params) = match envelope {
+        Envelope::Request { id, method, params } => (id, method, params),
+        other => {
+            if let Some(session) = known {
+                session.heed(&other);
+            }
+            return StatusCode::ACCEPTED.into_response();
+        }
+    };
+    if let Err(reason) = headers_match(&headers, &method, params.as_ref()) {
+        let text = envelope::error_message(Some(&id), rpc::HEADER_MISMATCH, &reason, None);
+        return (StatusCode::BAD_REQUEST, json(text)).into_response();
+    }
+    let (new_id, session) = match known {
+        Some(session) => (None, session),
+        None if &*method == "initialize" => {
+            let (id, session) = front.open_session();
+            (Some(id), session)
+        }
+        // Requests of the era without sessions, and of clients that make none.
+        None => (None, Arc::default()),
+    };
+    session.watch(&method, params.as_ref());
+    let accepts_events = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let accepts_events = accepts_events.into_iter().any(|value| value.contains("text/event-stream"));
+    let (out, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
+    let asker = Asker {
+        caller: None,
+        out: accepts_events.then_some(out),
+        headers: headers.iter().filter(|(name, _)| name.as_str().starts_with("mcp-param-")).map(clone_pair).collect(),
+    };
+    let running = session.begin(&id);
+    let router = front.router.clone();
+    let answer: Answer = Box::pin(async move {
+        let text = router.answer(&id, &method, params, &asker).await;
+        // Ends the stream of notifications.
+        drop(asker);
+        text
+    });
+    let mut response = respond(answer, notifications, running).await;
+    if let Some(value) = new_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
+        response.headers_mut().insert(SESSION_ID, value);
+    }
+    response
+}
+
+fn clone_pair((name, value): (&HeaderName, &HeaderValue)) -> (HeaderName, HeaderValue) {
+    (name.clone(), value.clone())
+}
+
+type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+
+/// Dropping what comes out of this, as the server does when the client goes away, drops the call.
+async fn respond(mut answer: Answer, mut notifications: mpsc::Receiver<Bytes>, running: Running) -> Response {
+    let cancelled = running.cancelled.clone();
+    tokio::select! {
+        biased;
+        Some(first) = notifications.recv() => {
+            let events = stream::unfold(Some((answer, notifications, running)), |state| async move {
+                let (mut answer, mut notifications, running) = state?;
+                let cancelled = running.cancelled.clone();
+                tokio::select! {
+                    biased;
+                    Some(next) = notifications.recv() => Some((next, Some((answer, notifications, running)))),
+                    text = &mut answer => Some((text, None)),
+                    () = cancelled.cancelled() => None,
+                }
+            });
+            event_stream(stream::iter([first]).chain(events).map(event))
+        }
+        text = &mut answer => json(text),
+        // The client waits for nothing any more; the transport still wants a response.
+        () = cancelled.cancelled() => StatusCode::ACCEPTED.into_response(),
+    }
+}
+
+/// `GET`: what servers say without being asked, for a client with a session.
+fn listen(front: &Arc<Front>, headers: &HeaderMap) -> Response {
+    let Some(id) = front.session_id(headers) else { return not_allowed() };
+    let Some(session) = front.session(&id) else { return (StatusCode::NOT_FOUND, "no such session").into_response() };
+    let news = front.router.news.subscribe();
+    let events = stream::unfold((news, session), |(mut news, session)| async move {
+        loop {
+            let text = match tokio::time::timeout(KEEP_ALIVE, news.recv()).await {
+                Err(_) => Bytes::from_static(b": keep-alive\n\n"),
+                Ok(Ok(news)) if session.wants(&news) => event(news.text),
+                Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => continue,
+                Ok(Err(broadcast::error::RecvError::Closed)) => return None,
+            };
+            return Some((text, (news, session)));
+        }
+    });
+    event_stream(events.take_until(front.shutdown.clone().cancelled_owned()))
+}
+
+/// What the era without sessions requires of header fields: that they say what the message says.
+fn headers_match(headers: &HeaderMap, method: &str, params: Option<&Json>) -> Result<(), String> {
+    let meta = params.and_then(|params| params.member("_meta"));
+    let Some(version) = meta.and_then(|meta| meta.text_member(META_VERSION)) else { return Ok(()) };
+    let differs = |name: &str, expected: &[u8]| headers.get(name).is_none_or(|value| value.as_bytes() != expected);
+    if differs("mcp-protocol-version", version.as_bytes()) {
+        return Err(format!("`MCP-Protocol-Version` is not {version:?}, as the message says"));
+    }
+    if differs("mcp-method", method.as_bytes()) {
+        return Err(format!("`Mcp-Method` is not {method:?}, as the message says"));
+    }
+    match params.and_then(|params| name_of(method, params)) {
+        Some(name) if differs("mcp-name", name.as_bytes()) => Err("`Mcp-Name` is not what the message says".into()),
+        _ => Ok(()),
+    }
+}
+
+fn json(text: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// One event. A line feed would end its data; inside JSON text it can only be white space.
+fn event(text: Bytes) -> Bytes {
+    let mut event = Vec::with_capacity(text.len() + 24);
+    event.extend_from_slice(b"event: message\ndata: ");
+    event.extend(text.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
+    event.extend_from_slice(b"\n\n");
+    event.into()
+}
+
+fn event_stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    (head, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response()
+}

@@ -1,0 +1,125 @@
+//! The front over standard input and output: one message per line, one client per process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop::mcp::rpc;
+use bytes::Bytes;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Session;
+use crate::envelope::{self, Envelope};
+use crate::router::{Asker, Router};
+use crate::upstream::MAX_MESSAGE_BYTES;
+
+/// Messages that may wait for a client that does not read.
+const WRITE_QUEUE: usize = 256;
+/// How long requests may still take once the client has said all it has to say.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves one client until it closes its side or `shutdown` is set.
+pub(crate) async fn serve(
+    router: Arc<Router>,
+    input: impl AsyncRead + Unpin,
+    output: impl AsyncWrite + Unpin + Send + 'static,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let session = Arc::new(Session::default());
+    let (out, outgoing) = mpsc::channel(WRITE_QUEUE);
+    let writer = tokio::spawn(write(outgoing, output));
+    let requests = TaskTracker::new();
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    tokio::spawn(stop.clone().run_until_cancelled_owned(tell_news(router.clone(), session.clone(), out.clone())));
+
+    let mut input = BufReader::with_capacity(64 * 1024, input);
+    let limit = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
+    let mut outcome = Ok(());
+    loop {
+        let mut line = Vec::new();
+        let read = async { (&mut input).take(limit).read_until(b'\n', &mut line).await };
+        match shutdown.run_until_cancelled(read).await {
+            None | Some(Ok(0)) => break,
+            Some(Err(error)) => {
+                outcome = Err(error);
+                break;
+            }
+            Some(Ok(_)) => {}
+        }
+        if line.len() >= MAX_MESSAGE_BYTES {
+            let text = format!("a message is larger than {MAX_MESSAGE_BYTES} bytes");
+            let _ = out.send(envelope::error_message(None, rpc::INVALID_REQUEST, &text, None)).await;
+            outcome = Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+            break;
+        }
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        match Envelope::parse(line) {
+            Err(error) => drop(out.send(error.answer()).await),
+            Ok(Envelope::Request { id, method, params }) => {
+                let (router, session, out) = (router.clone(), session.clone(), out.clone());
+                // Registered before the next line is read: it may take the request back.
+                let running = session.begin(&id);
+                let stop = stop.clone();
+                requests.spawn(async move {
+                    let asker = Asker { out: Some(out.clone()), ..Asker::default() };
+                    session.watch(&method, params.as_ref());
+                    let answer = router.answer(&id, &method, params, &asker);
+                    tokio::select! {
+                        answer = answer => drop(out.send(answer).await),
+                        () = running.cancelled.cancelled() => {}
+                        () = stop.cancelled() => {}
+                    }
+                });
+            }
+            Ok(other) => session.heed(&other),
+        }
+    }
+    requests.close();
+    if !shutdown.is_cancelled() {
+        let _ = tokio::time::timeout(DRAIN, requests.wait()).await;
+    }
+    stop.cancel();
+    requests.wait().await;
+    drop(out);
+    // A client that no longer reads must not hold us.
+    let _ = tokio::time::timeout(DRAIN, writer).await;
+    outcome
+}
+
+async fn tell_news(router: Arc<Router>, session: Arc<Session>, out: mpsc::Sender<Bytes>) {
+    let mut news = router.news.subscribe();
+    loop {
+        match news.recv().await {
+            Ok(news) if session.wants(&news) => {
+                if out.send(news.text).await.is_err() {
+                    return;
+                }
+            }
+            Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+            Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+async fn write(mut outgoing: mpsc::Receiver<Bytes>, mut output: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    let mut buffer = Vec::new();
+    while let Some(message) = outgoing.recv().await {
+        buffer.clear();
+        let mut next = Some(message);
+        // What has gathered meanwhile goes out in one write.
+        while let Some(message) = next {
+            // A message must be one line; inside JSON text a line feed can only be white space.
+            buffer.extend(message.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+            buffer.push(b'\n');
+            next = outgoing.try_recv().ok();
+        }
+        output.write_all(&buffer).await?;
+        output.flush().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! The library behind the `backstop` program: an MCP server in front, MCP clients behind, and the
+//! fallback engine between them.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod catalog;
+pub mod envelope;
+mod exchange;
+mod front;
+mod gateway;
+mod router;
+pub mod upstream;
+
+pub use exchange::{McpAnswer, McpRequest};
+pub use front::http::HttpOptions;
+pub use gateway::{Gateway, GatewayError, ToolCallError};

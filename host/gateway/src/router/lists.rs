@@ -1,0 +1,98 @@
+//! Lists: one call of the engine per group, so that a group's list comes from its best server that
+//! can be reached, and the last good one stays while none can.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop::Call;
+use backstop::call::{Level, RepeatSafety};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{Asker, Refused, Router, outcome};
+use crate::catalog::{Listing, Section};
+use crate::envelope::{Json, Payload};
+use crate::exchange::{McpAnswer, McpRequest};
+
+/// How long a group's list may take.
+pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
+/// Pages of one list; a server that never ends its list is cut off there.
+const MAX_PAGES: usize = 256;
+
+impl Router {
+    /// The list of every group, as one page. It fails only where nothing is known of any group.
+    pub(crate) async fn list(&self, section: Section, asker: &Asker) -> Result<Json, Refused> {
+        let groups = self.catalog.groups.iter().map(|group| self.refresh(group, section, asker));
+        let mut failed = None;
+        let mut known = self.catalog.groups.is_empty();
+        for (group, refreshed) in self.catalog.groups.iter().zip(join_all(groups).await) {
+            if let Err(answer) = refreshed {
+                failed = failed.or(Some(answer));
+            }
+            known |= self.catalog.knows(group, section);
+        }
+        match failed {
+            Some(McpAnswer { payload: Payload::Error(error), .. }) if !known => Err(Refused {
+                code: error.member("code").and_then(|code| code.read().ok()).unwrap_or(backstop::mcp::rpc::INTERNAL_ERROR),
+                message: error.text_member("message").unwrap_or_default(),
+                data: error.member("data"),
+            }),
+            _ => Ok(Json::of(&json!({})).with_members(&[(section.member(), Some(&Json::of(&self.catalog.merged(section))))])),
+        }
+    }
+
+    /// Makes sure that the lists are known as far as they can be.
+    pub(super) async fn load(&self, section: Section) {
+        let missing = || self.catalog.groups.iter().filter(|group| !self.catalog.knows(group, section));
+        if missing().next().is_none() {
+            return;
+        }
+        let _one_at_a_time = self.loading.lock().await;
+        let asker = Asker::default();
+        join_all(missing().map(|group| self.refresh(group, section, &asker))).await;
+    }
+
+    async fn refresh(&self, group: &Arc<str>, section: Section, asker: &Asker) -> Result<(), McpAnswer> {
+        let mut peers = self.upstreams().values().filter(|upstream| upstream.spec.group == *group);
+        let lacks = |upstream: &Arc<crate::upstream::Upstream>| {
+            upstream.known_peer().is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
+        };
+        if peers.any(lacks) {
+            self.catalog.keep(group, section, Listing::default());
+            return Ok(());
+        }
+        let mut items = Vec::new();
+        let mut served_by: Option<Arc<str>> = None;
+        let mut cursor: Option<Json> = None;
+        for _ in 0..MAX_PAGES {
+            let mut call = Call::new(group.clone(), section.method())
+                .level(Level::Other)
+                .repeat_safety(RepeatSafety::ReadOnly)
+                .deadline(LIST_DEADLINE);
+            if let Some(caller) = &asker.caller {
+                call = call.caller(caller.clone());
+            }
+            // A cursor means something only to the server that gave it.
+            if let Some(target) = &served_by {
+                call = call.pin(target.clone()).without_fallback();
+            }
+            let params = cursor.take().map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
+            let request = McpRequest::new(section.method(), params);
+            let outcome = match self.engine.call(&self.exchange, call, &request).await {
+                Ok(outcome) => outcome,
+                Err(failed) => return Err(outcome::tell(Err(failed))),
+            };
+            if let Payload::Result(result) = &outcome.answer.payload {
+                items.extend(result.member(section.member()).map(|list| list.elements()).unwrap_or_default());
+                cursor = result.member("nextCursor").filter(|cursor| cursor.as_bytes() != b"null");
+            }
+            served_by = outcome.served_by.or(served_by);
+            if cursor.is_none() || served_by.is_none() {
+                break;
+            }
+        }
+        let trusted = served_by.and_then(|name| self.upstreams().get(&name)).is_some_and(|upstream| upstream.spec.trusted);
+        self.catalog.keep(group, section, Listing::read(section, items, trusted));
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! Why a server gave no answer: facts only. What they mean is the detector's business.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+
+/// What happened to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Nobody listens, or there is no way to the host.
+    Refused,
+    /// The host's name could not be resolved.
+    Dns,
+    /// TLS could not be agreed.
+    Tls,
+    /// It broke after the request may have been sent.
+    Reset,
+    /// It ended after the request may have been sent, before the answer was whole.
+    Eof,
+    /// The server's process ended.
+    ProcessExit,
+    /// The request was not sent, for sure.
+    NotSent,
+    /// What came back is no answer.
+    Garbage,
+}
+
+/// Why a server gave no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    /// The connection failed.
+    #[error("{service}: {message}")]
+    Transport {
+        /// The service.
+        service: Arc<str>,
+        /// What happened to the connection.
+        fault: Fault,
+        /// The same for a person.
+        message: String,
+        /// The cause.
+        #[source]
+        source: Option<Arc<dyn Error + Send + Sync>>,
+    },
+    /// The server answered with an HTTP status that is not a success.
+    #[error("{service}: HTTP {status}")]
+    Http {
+        /// The service.
+        service: Arc<str>,
+        /// The status.
+        status: u16,
+        /// The response's header fields.
+        headers: Box<HeaderMap>,
+        /// The start of its body, at most 64 KiB.
+        body: Bytes,
+    },
+    /// The server no longer knows the session. A new one has been asked for.
+    #[error("{service}: the session expired")]
+    SessionExpired {
+        /// The service.
+        service: Arc<str>,
+    },
+}
+
+impl UpstreamError {
+    pub(crate) fn fault(service: &Arc<str>, fault: Fault, message: impl Into<String>) -> Self {
+        Self::Transport { service: service.clone(), fault, message: message.into(), source: None }
+    }
+
+    pub(crate) fn caused(
+        service: &Arc<str>,
+        fault: Fault,
+        message: impl Into<String>,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Transport { service: service.clone(), fault, message: message.into(), source: Some(Arc::new(source)) }
+    }
+}

@@ -1,0 +1,88 @@
+//! `_meta`: where the two eras of MCP differ inside a request.
+//!
+//! From 2026-07-28 every request says who asks and in which version; before, the handshake did. And
+//! a progress token must be the gateway's own, because clients share the connection and each
+//! chooses its tokens freely.
+
+use serde_json::json;
+
+use super::MODERN;
+use crate::envelope::{Json, Members};
+
+pub(crate) const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
+const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub(crate) const META_SERVER: &str = "io.modelcontextprotocol/serverInfo";
+const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
+
+/// Who the gateway is, to servers and to clients.
+pub(crate) fn server_info() -> serde_json::Value {
+    json!({ "name": "backstop", "version": env!("CARGO_PKG_VERSION") })
+}
+
+/// The parameters as the server's era wants them, with the gateway's progress token where the
+/// client gave one. Parameters that need no change keep their bytes.
+pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>) -> Option<Json> {
+    let old = params.and_then(|params| params.member("_meta"));
+    if old.is_none() && !modern && token.is_none() {
+        return params.cloned();
+    }
+    let empty = Json::of(&json!({}));
+    let present = old.clone().unwrap_or_else(|| empty.clone());
+    let keys: Vec<String> =
+        Members::of(&present).map(|m| m.0.into_iter().map(|(key, _)| key.into_owned()).collect()).unwrap_or_default();
+    let has = |name: &str| keys.iter().any(|key| key == name);
+
+    let version = Json::of(MODERN);
+    let client = Json::of(&server_info());
+    let token = token.map(|token| Json::of(&token));
+    let mut edits: Vec<(&str, Option<&Json>)> = Vec::new();
+    if modern {
+        edits.push((META_VERSION, Some(&version)));
+        if !has(META_CLIENT) {
+            edits.push((META_CLIENT, Some(&client)));
+        }
+        if !has(META_CAPABILITIES) {
+            edits.push((META_CAPABILITIES, Some(&empty)));
+        }
+    } else {
+        let modern_only = [META_VERSION, META_CLIENT, META_CAPABILITIES, META_LOG_LEVEL];
+        edits.extend(modern_only.into_iter().filter(|name| has(name)).map(|name| (name, None)));
+    }
+    if token.is_some() || has("progressToken") {
+        edits.push(("progressToken", token.as_ref()));
+    }
+    if edits.is_empty() {
+        return params.cloned();
+    }
+    let meta = present.with_members(&edits);
+    let nothing = Members::of(&meta).is_none_or(|members| members.0.is_empty());
+    if nothing && params.is_none() {
+        return None;
+    }
+    Some(params.unwrap_or(&empty).with_members(&[("_meta", (!nothing).then_some(&meta))]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_that_need_no_change_keep_their_bytes() {
+        let params = Json::parse(r#"{ "name" : "x", "arguments":{} }"#).unwrap();
+        assert_eq!(translate(Some(&params), false, None).unwrap(), params);
+        let vendor = Json::parse(r#"{ "_meta" : {"vendor":1} }"#).unwrap();
+        assert_eq!(translate(Some(&vendor), false, None).unwrap(), vendor);
+    }
+
+    #[test]
+    fn each_era_gets_the_meta_it_knows() {
+        let params = Json::parse(r#"{"name":"x"}"#).unwrap();
+        let modern = translate(Some(&params), true, Some(7)).unwrap();
+        let meta = modern.member("_meta").unwrap();
+        assert_eq!(meta.text_member(META_VERSION).unwrap(), MODERN);
+        assert_eq!(meta.member("progressToken").unwrap().as_bytes(), b"7");
+        let legacy = translate(Some(&modern), false, None).unwrap();
+        assert_eq!(legacy, params);
+    }
+}
