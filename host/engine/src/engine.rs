@@ -282,8 +282,10 @@ impl EngineBuilder {
         if self.settings.caps.max_attempts == 0 {
             return Err(BuildError::NoAttempts);
         }
-        if self.settings.deadlines.call.is_zero() || self.settings.deadlines.attempt.is_zero()
-            || self.settings.deadlines.attempt_max.is_zero() {
+        if self.settings.deadlines.call.is_zero()
+            || self.settings.deadlines.attempt.is_zero()
+            || self.settings.deadlines.attempt_max.is_zero()
+        {
             return Err(BuildError::ZeroDeadline);
         }
         let model = RetryBudget::new(self.budget, Instant::now())?;

@@ -57,7 +57,9 @@ impl OperationRules {
 
     /// Puts what the rules say of its operation into a call.
     pub fn apply(&self, mut call: Call) -> Call {
-        let Some(rule) = self.of(&call.facts.operation) else { return call };
+        let Some(rule) = self.of(&call.facts.operation) else {
+            return call;
+        };
         call.deadline = call.deadline.or(rule.deadline);
         call.attempt_timeout = call.attempt_timeout.or(rule.attempt_timeout);
         call.safety = call.safety.or(rule.repeat);
@@ -86,11 +88,17 @@ mod tests {
         let mut all = OperationRule::new("*").unwrap();
         all.deadline = Some(Duration::from_secs(5));
         let rules: OperationRules = [reads, all].into_iter().collect();
-        assert_eq!(rules.repeat_safety("get_user"), Some(RepeatSafety::ReadOnly));
+        assert_eq!(
+            rules.repeat_safety("get_user"),
+            Some(RepeatSafety::ReadOnly)
+        );
         assert_eq!(rules.repeat_safety("put_user"), None);
         let call = rules.apply(Call::new("g", "get_user"));
         assert_eq!((call.facts.importance, call.deadline), (90, None));
-        assert_eq!(rules.apply(Call::new("g", "x")).deadline, Some(Duration::from_secs(5)));
+        assert_eq!(
+            rules.apply(Call::new("g", "x")).deadline,
+            Some(Duration::from_secs(5))
+        );
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub(crate) enum Section {
 
 impl Section {
     pub(crate) fn of_method(method: &str) -> Option<Self> {
-        [Self::Tools, Self::Prompts, Self::Resources, Self::Templates].into_iter().find(|s| s.method() == method)
+        [Self::Tools, Self::Prompts, Self::Resources, Self::Templates]
+            .into_iter()
+            .find(|s| s.method() == method)
     }
 
     pub(crate) fn method(self) -> &'static str {
@@ -79,10 +81,17 @@ impl Listing {
     pub(crate) fn read(section: Section, items: Vec<Json>, trusted: bool) -> Self {
         let mut listing = Self::default();
         for item in items {
-            let Some(key) = item.text_member(section.key()) else { continue };
+            let Some(key) = item.text_member(section.key()) else {
+                continue;
+            };
             if section == Section::Tools {
-                let hints: Option<ToolAnnotations> = item.member("annotations").and_then(|hints| hints.read().ok());
-                listing.safety.insert(key.clone(), hints.unwrap_or_default().repeat_safety(trusted));
+                let hints: Option<ToolAnnotations> = item
+                    .member("annotations")
+                    .and_then(|hints| hints.read().ok());
+                listing.safety.insert(
+                    key.clone(),
+                    hints.unwrap_or_default().repeat_safety(trusted),
+                );
             }
             listing.items.push((key, item));
         }
@@ -111,7 +120,10 @@ pub(crate) struct Catalog {
 
 impl Catalog {
     pub(crate) fn new(groups: Vec<Arc<str>>) -> Self {
-        Self { groups, lists: Mutex::default() }
+        Self {
+            groups,
+            lists: Mutex::default(),
+        }
     }
 
     fn lists(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Section), Arc<Listing>>> {
@@ -119,7 +131,8 @@ impl Catalog {
     }
 
     pub(crate) fn keep(&self, group: &Arc<str>, section: Section, listing: Listing) {
-        self.lists().insert((group.clone(), section), Arc::new(listing));
+        self.lists()
+            .insert((group.clone(), section), Arc::new(listing));
     }
 
     pub(crate) fn knows(&self, group: &Arc<str>, section: Section) -> bool {
@@ -136,15 +149,23 @@ impl Catalog {
         let lists = self.lists();
         let of = |group: &Arc<str>| lists.get(&(group.clone(), section));
         let mut owners: HashMap<&str, u32> = HashMap::new();
-        for (key, _) in self.groups.iter().filter_map(of).flat_map(|listing| &listing.items) {
+        for (key, _) in self
+            .groups
+            .iter()
+            .filter_map(of)
+            .flat_map(|listing| &listing.items)
+        {
             *owners.entry(key).or_default() += 1;
         }
         let mut merged = Vec::new();
         let mut seen: HashMap<&str, ()> = HashMap::new();
         for group in &self.groups {
             for (key, item) in of(group).into_iter().flat_map(|listing| &listing.items) {
-                if section.is_named() && owners.get(key.as_str()).is_some_and(|owners| *owners > 1) {
-                    merged.push(item.with_members(&[("name", Some(&Json::of(&prefixed(group, key))))]));
+                if section.is_named() && owners.get(key.as_str()).is_some_and(|owners| *owners > 1)
+                {
+                    merged.push(
+                        item.with_members(&[("name", Some(&Json::of(&prefixed(group, key))))]),
+                    );
                 } else if seen.insert(key, ()).is_none() {
                     merged.push(item.clone());
                 }
@@ -163,7 +184,11 @@ impl Catalog {
             let listing = lists.get(&((*group).clone(), section));
             listing.is_some_and(|listing| listing.items.iter().any(|(known, _)| known == key))
         };
-        let owners: Vec<&Arc<str>> = self.groups.iter().filter(|group| has(group, name)).collect();
+        let owners: Vec<&Arc<str>> = self
+            .groups
+            .iter()
+            .filter(|group| has(group, name))
+            .collect();
         match &owners[..] {
             [only] => Route::To((*only).clone(), name.to_owned()),
             [] => {
@@ -173,7 +198,9 @@ impl Catalog {
                 });
                 split.next().unwrap_or(Route::Unknown)
             }
-            several => Route::Ambiguous(several.iter().map(|group| prefixed(group, name)).collect()),
+            several => {
+                Route::Ambiguous(several.iter().map(|group| prefixed(group, name)).collect())
+            }
         }
     }
 
@@ -186,25 +213,41 @@ impl Catalog {
         let lists = self.lists();
         let keys = |group: &Arc<str>, section| {
             let listing = lists.get(&(group.clone(), section));
-            listing.into_iter().flat_map(|listing| listing.items.iter().map(|(key, _)| key.as_str()))
+            listing
+                .into_iter()
+                .flat_map(|listing| listing.items.iter().map(|(key, _)| key.as_str()))
         };
-        let listed = self.groups.iter().find(|group| keys(group, Section::Resources).any(|key| key == uri));
+        let listed = self
+            .groups
+            .iter()
+            .find(|group| keys(group, Section::Resources).any(|key| key == uri));
         let templated = || {
             let begins = |template: &str| {
                 let fixed = template.split('{').next().unwrap_or_default();
                 (!fixed.is_empty() && uri.starts_with(fixed)).then_some(fixed.len())
             };
             let best = |group: &&Arc<str>| keys(group, Section::Templates).filter_map(begins).max();
-            self.groups.iter().filter(|group| best(group).is_some()).max_by_key(best)
+            self.groups
+                .iter()
+                .filter(|group| best(group).is_some())
+                .max_by_key(best)
         };
-        let mut with_any = self.groups.iter().filter(|group| keys(group, Section::Resources).next().is_some());
-        listed.or_else(templated).or_else(|| with_any.next().filter(|_| with_any.next().is_none())).cloned()
+        let mut with_any = self
+            .groups
+            .iter()
+            .filter(|group| keys(group, Section::Resources).next().is_some());
+        listed
+            .or_else(templated)
+            .or_else(|| with_any.next().filter(|_| with_any.next().is_none()))
+            .cloned()
     }
 
     /// Whether a tool of a group may be repeated; unsafe where nobody trusted says otherwise.
     pub(crate) fn repeat_safety(&self, group: &Arc<str>, tool: &str) -> RepeatSafety {
         let listing = self.lists().get(&(group.clone(), Section::Tools)).cloned();
-        listing.and_then(|listing| listing.safety.get(tool).copied()).unwrap_or_default()
+        listing
+            .and_then(|listing| listing.safety.get(tool).copied())
+            .unwrap_or_default()
     }
 }
 
@@ -225,28 +268,61 @@ mod tests {
         let catalog = Catalog::new(vec![a.clone(), b.clone()]);
         let both = r#"{"name":"both","annotations":{"readOnlyHint":true}}"#;
         let of_a = vec![tool(both), tool(r#"{"name":"mine","vendor":1.0}"#)];
-        catalog.keep(&a, Section::Tools, Listing::read(Section::Tools, of_a, true));
-        catalog.keep(&b, Section::Tools, Listing::read(Section::Tools, vec![tool(both)], false));
+        catalog.keep(
+            &a,
+            Section::Tools,
+            Listing::read(Section::Tools, of_a, true),
+        );
+        catalog.keep(
+            &b,
+            Section::Tools,
+            Listing::read(Section::Tools, vec![tool(both)], false),
+        );
         catalog
     }
 
     #[test]
     fn only_names_that_collide_get_their_group_in_front() {
         let catalog = two_groups();
-        let names: Vec<_> = catalog.merged(Section::Tools).iter().filter_map(|t| t.text_member("name")).collect();
+        let names: Vec<_> = catalog
+            .merged(Section::Tools)
+            .iter()
+            .filter_map(|t| t.text_member("name"))
+            .collect();
         assert_eq!(names, ["a__both", "mine", "b__both"]);
-        assert_eq!(catalog.merged(Section::Tools)[1].as_bytes(), br#"{"name":"mine","vendor":1.0}"#);
-        assert_eq!(catalog.route(Section::Tools, "mine"), Route::To("a".into(), "mine".into()));
-        assert_eq!(catalog.route(Section::Tools, "b__both"), Route::To("b".into(), "both".into()));
-        assert_eq!(catalog.route(Section::Tools, "both"), Route::Ambiguous(vec!["a__both".into(), "b__both".into()]));
+        assert_eq!(
+            catalog.merged(Section::Tools)[1].as_bytes(),
+            br#"{"name":"mine","vendor":1.0}"#
+        );
+        assert_eq!(
+            catalog.route(Section::Tools, "mine"),
+            Route::To("a".into(), "mine".into())
+        );
+        assert_eq!(
+            catalog.route(Section::Tools, "b__both"),
+            Route::To("b".into(), "both".into())
+        );
+        assert_eq!(
+            catalog.route(Section::Tools, "both"),
+            Route::Ambiguous(vec!["a__both".into(), "b__both".into()])
+        );
         assert_eq!(catalog.route(Section::Tools, "none"), Route::Unknown);
     }
 
     #[test]
     fn annotations_count_only_from_a_trusted_server() {
         let catalog = two_groups();
-        assert_eq!(catalog.repeat_safety(&"a".into(), "both"), RepeatSafety::ReadOnly);
-        assert_eq!(catalog.repeat_safety(&"b".into(), "both"), RepeatSafety::Unsafe);
-        assert_eq!(catalog.repeat_safety(&"a".into(), "mine"), RepeatSafety::Unsafe);
+        assert_eq!(
+            catalog.repeat_safety(&"a".into(), "both"),
+            RepeatSafety::ReadOnly
+        );
+        assert_eq!(
+            catalog.repeat_safety(&"b".into(), "both"),
+            RepeatSafety::Unsafe
+        );
+        assert_eq!(
+            catalog.repeat_safety(&"a".into(), "mine"),
+            RepeatSafety::Unsafe
+        );
     }
 }

@@ -57,7 +57,11 @@ impl Json {
     /// One member of an object.
     pub(crate) fn member(&self, name: &str) -> Option<Json> {
         let members = Members::of(self)?;
-        members.0.into_iter().find(|(key, _)| key == name).map(|(_, value)| Json::slice(&self.0, value))
+        members
+            .0
+            .into_iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| Json::slice(&self.0, value))
     }
 
     /// One member of an object, where it is a string.
@@ -68,7 +72,10 @@ impl Json {
     /// The elements of an array.
     pub(crate) fn elements(&self) -> Vec<Json> {
         let elements: Vec<&RawValue> = self.read().unwrap_or_default();
-        elements.into_iter().map(|element| Json::slice(&self.0, element)).collect()
+        elements
+            .into_iter()
+            .map(|element| Json::slice(&self.0, element))
+            .collect()
     }
 
     /// The same object with members set (`Some`) or taken away (`None`); the others keep their
@@ -183,6 +190,15 @@ pub enum Payload {
     Error(Json),
 }
 
+impl Payload {
+    /// The result or the error object, as it came.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Result(json) | Self::Error(json) => json.as_bytes(),
+        }
+    }
+}
+
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -228,7 +244,9 @@ struct Outer<'a> {
 }
 
 /// Keeps a `null` that was written apart from a member that was not.
-fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -248,9 +266,18 @@ impl Envelope {
         // An id is a string or a number (MCP, basic protocol); some servers answer what they could
         // not read with null.
         let id = outer.id.filter(|id| id.get() != "null");
-        let invalid = |reason| EnvelopeError::Invalid { reason, id: id.map(json) };
-        if id.is_some_and(|id| !id.get().starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit())) {
-            return Err(EnvelopeError::Invalid { reason: "the id is neither a string nor a number", id: None });
+        let invalid = |reason| EnvelopeError::Invalid {
+            reason,
+            id: id.map(json),
+        };
+        if id.is_some_and(|id| {
+            !id.get()
+                .starts_with(|c: char| c == '"' || c == '-' || c.is_ascii_digit())
+        }) {
+            return Err(EnvelopeError::Invalid {
+                reason: "the id is neither a string nor a number",
+                id: None,
+            });
         }
         if outer.jsonrpc.as_deref() != Some("2.0") {
             return Err(invalid("`jsonrpc` is not \"2.0\""));
@@ -263,15 +290,23 @@ impl Envelope {
             (Some(method), None, None) => {
                 let (method, params) = (method.into(), params.map(json));
                 match (outer.id, id) {
-                    (_, Some(id)) => Ok(Self::Request { id: json(id), method, params }),
+                    (_, Some(id)) => Ok(Self::Request {
+                        id: json(id),
+                        method,
+                        params,
+                    }),
                     (None, None) => Ok(Self::Notification { method, params }),
                     (Some(_), None) => Err(invalid("the id of a request is null")),
                 }
             }
-            (None, Some(result), None) if id.is_some() => {
-                Ok(Self::Answer { id: id.map(json), answer: Payload::Result(json(result)) })
-            }
-            (None, None, Some(error)) => Ok(Self::Answer { id: id.map(json), answer: Payload::Error(json(error)) }),
+            (None, Some(result), None) if id.is_some() => Ok(Self::Answer {
+                id: id.map(json),
+                answer: Payload::Result(json(result)),
+            }),
+            (None, None, Some(error)) => Ok(Self::Answer {
+                id: id.map(json),
+                answer: Payload::Error(json(error)),
+            }),
             _ => Err(invalid("it is no request, no notification and no answer")),
         }
     }
@@ -292,7 +327,13 @@ impl Envelope {
 
 /// The text of a request.
 pub(crate) fn request_message(id: u64, method: &str, params: Option<&Json>) -> Bytes {
-    message(&[("id", Json::of(&id).as_bytes()), ("method", Json::of(method).as_bytes())], params)
+    message(
+        &[
+            ("id", Json::of(&id).as_bytes()),
+            ("method", Json::of(method).as_bytes()),
+        ],
+        params,
+    )
 }
 
 /// The text of a notification.
@@ -324,9 +365,17 @@ pub(crate) fn answer_message(id: &Json, answer: &Payload) -> Bytes {
 }
 
 /// The text of an error of the gateway's own.
-pub(crate) fn error_message(id: Option<&Json>, code: i64, message: &str, data: Option<&Json>) -> Bytes {
+pub(crate) fn error_message(
+    id: Option<&Json>,
+    code: i64,
+    message: &str,
+    data: Option<&Json>,
+) -> Bytes {
     let null = Json(Bytes::from_static(b"null"));
-    answer_message(id.unwrap_or(&null), &Payload::Error(error_object(code, message, data)))
+    answer_message(
+        id.unwrap_or(&null),
+        &Payload::Error(error_object(code, message, data)),
+    )
 }
 
 /// An error object of the gateway's own.
@@ -343,15 +392,22 @@ mod tests {
     use super::*;
 
     fn code_of(answer: &[u8]) -> i64 {
-        serde_json::from_slice::<serde_json::Value>(answer).unwrap()["error"]["code"].as_i64().unwrap()
+        serde_json::from_slice::<serde_json::Value>(answer).unwrap()["error"]["code"]
+            .as_i64()
+            .unwrap()
     }
 
     #[test]
     fn what_is_not_looked_at_keeps_its_bytes() {
         let text = r#"{"jsonrpc":"2.0","id":"a\u0041","method":"tools/call","params":{"b" : 1.50, "vendor":{ "x":[ ] }}}"#;
-        let Envelope::Request { id, params, .. } = Envelope::parse(text).unwrap() else { panic!() };
+        let Envelope::Request { id, params, .. } = Envelope::parse(text).unwrap() else {
+            panic!()
+        };
         assert_eq!(id.as_bytes(), br#""a\u0041""#);
-        assert_eq!(params.unwrap().as_bytes(), br#"{"b" : 1.50, "vendor":{ "x":[ ] }}"#);
+        assert_eq!(
+            params.unwrap().as_bytes(),
+            br#"{"b" : 1.50, "vendor":{ "x":[ ] }}"#
+        );
     }
 
     #[test]
@@ -359,7 +415,12 @@ mod tests {
         let answer = |text: &'static str| Envelope::parse(text).unwrap_err().answer();
         assert_eq!(code_of(&answer("{nonsense")), -32700);
         assert_eq!(code_of(&answer("")), -32700);
-        assert_eq!(code_of(&answer("{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\u{0}\"}")), -32700);
+        assert_eq!(
+            code_of(&answer(
+                "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\u{0}\"}"
+            )),
+            -32700
+        );
         for invalid in [
             "1",
             r#"{"id":1,"method":"x"}"#,
@@ -379,6 +440,9 @@ mod tests {
     fn an_edit_leaves_the_other_members_as_they_were() {
         let json = Json::parse(r#"{ "a" : 1.0, "b":"é\n", "c": {"d":[1, 2]} }"#).unwrap();
         let edited = json.with_members(&[("a", None), ("e", Some(&Json::of("new")))]);
-        assert_eq!(edited.as_bytes(), r#"{"b":"é\n","c":{"d":[1, 2]},"e":"new"}"#.as_bytes());
+        assert_eq!(
+            edited.as_bytes(),
+            r#"{"b":"é\n","c":{"d":[1, 2]},"e":"new"}"#.as_bytes()
+        );
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use backstop::call::{Attempt, Degraded, RepeatSafety};
 use backstop::detect::{Detector, Signal, TransportFault};
+use backstop::operation::OperationRules;
 use backstop::{Exchange, Failure, Retained};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -29,7 +30,11 @@ pub struct McpRequest {
 impl McpRequest {
     /// A request without anybody who follows its progress.
     pub fn new(method: impl Into<Arc<str>>, params: Option<Json>) -> Self {
-        Self { method: method.into(), params, wiring: Wiring::default() }
+        Self {
+            method: method.into(),
+            params,
+            wiring: Wiring::default(),
+        }
     }
 }
 
@@ -47,7 +52,7 @@ pub(crate) struct Head {
     pub(crate) is_error: bool,
     pub(crate) typed: bool,
     pub(crate) input_required: bool,
-    private: bool,
+    public: bool,
     ttl: Option<Duration>,
 }
 
@@ -72,8 +77,11 @@ impl McpAnswer {
                     is_error: head.is_error,
                     typed: head.result_type.is_some(),
                     input_required: head.result_type.as_deref() == Some("input_required"),
-                    private: head.cache_scope.as_deref() == Some("private"),
-                    ttl: head.ttl_ms.filter(|ttl| *ttl > 0).map(Duration::from_millis),
+                    public: head.cache_scope.as_deref() == Some("public"),
+                    ttl: head
+                        .ttl_ms
+                        .filter(|ttl| *ttl > 0)
+                        .map(Duration::from_millis),
                 }
             }
         };
@@ -94,6 +102,8 @@ pub(crate) type Upstreams = Arc<HashMap<Arc<str>, Arc<Upstream>>>;
 pub(crate) struct McpExchange {
     pub(crate) upstreams: Upstreams,
     pub(crate) catalog: Arc<Catalog>,
+    /// What the operator says of operations; it goes before what servers say.
+    pub(crate) operations: Arc<OperationRules>,
 }
 
 #[derive(Deserialize)]
@@ -110,42 +120,102 @@ impl Exchange for McpExchange {
     type Answer = McpAnswer;
     type Error = UpstreamError;
 
-    async fn send(&self, attempt: &Attempt, request: &McpRequest) -> Result<McpAnswer, UpstreamError> {
+    async fn send(
+        &self,
+        attempt: &Attempt,
+        request: &McpRequest,
+    ) -> Result<McpAnswer, UpstreamError> {
         let name = &attempt.target.name;
         let Some(upstream) = self.upstreams.get(name) else {
-            return Err(UpstreamError::fault(name, Fault::NotSent, "the gateway has no such service"));
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "the gateway has no such service",
+            ));
         };
         let alive = || attempt.progressed();
-        let payload = upstream.request(&request.method, request.params.as_ref(), &request.wiring, &alive).await?;
+        let payload = upstream
+            .request(
+                &request.method,
+                request.params.as_ref(),
+                &request.wiring,
+                &alive,
+            )
+            .await?;
         Ok(McpAnswer::new(payload))
     }
 
-    fn classify(&self, outcome: Result<&McpAnswer, &UpstreamError>, detector: &Detector) -> Option<Failure> {
-        let transport = |fault, message: &str| Some(detector.detect(Signal::Transport { fault, message }));
+    fn classify(
+        &self,
+        outcome: Result<&McpAnswer, &UpstreamError>,
+        detector: &Detector,
+    ) -> Option<Failure> {
+        let transport =
+            |fault, message: &str| Some(detector.detect(Signal::Transport { fault, message }));
         match outcome {
-            Ok(McpAnswer { payload: Payload::Result(result), head }) => {
+            Ok(McpAnswer {
+                payload: Payload::Result(result),
+                head,
+            }) => {
                 let text = head.is_error.then(|| text_of(result))?;
                 Some(detector.detect(Signal::ToolResult { text: &text }))
             }
-            Ok(McpAnswer { payload: Payload::Error(error), .. }) => match error.read::<RpcError<'_>>() {
-                Ok(RpcError { code, message, data }) => {
+            Ok(McpAnswer {
+                payload: Payload::Error(error),
+                ..
+            }) => match error.read::<RpcError<'_>>() {
+                Ok(RpcError {
+                    code,
+                    message,
+                    data,
+                }) => {
                     let data = data.map(serde_json::value::RawValue::get);
-                    Some(detector.detect(Signal::JsonRpc { code, message: &message, data }))
+                    Some(detector.detect(Signal::JsonRpc {
+                        code,
+                        message: &message,
+                        data,
+                    }))
                 }
-                Err(_) => transport(TransportFault::Garbage, "the error it answered is no JSON-RPC error"),
+                Err(_) => transport(
+                    TransportFault::Garbage,
+                    "the error it answered is no JSON-RPC error",
+                ),
             },
-            Err(error @ UpstreamError::Transport { fault, .. }) => transport(fault_of(*fault), &chain(error)),
-            Err(UpstreamError::Http { status, headers, body, .. }) => {
+            Err(error @ UpstreamError::Transport { fault, .. }) => {
+                transport(fault_of(*fault), &chain(error))
+            }
+            Err(UpstreamError::Http {
+                status,
+                headers,
+                body,
+                ..
+            }) => {
                 let header = |name: &str| {
-                    let values: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+                    let values: Vec<&str> = headers
+                        .get_all(name)
+                        .iter()
+                        .filter_map(|value| value.to_str().ok())
+                        .collect();
                     (!values.is_empty()).then(|| values.join(", "))
                 };
                 let now = SystemTime::now();
-                Some(detector.detect(Signal::Http { status: *status, header: &header, body, now, session: false }))
+                Some(detector.detect(Signal::Http {
+                    status: *status,
+                    header: &header,
+                    body,
+                    now,
+                    session: false,
+                }))
             }
             Err(UpstreamError::SessionExpired { .. }) => {
                 let (header, now) = (|_: &str| None, SystemTime::now());
-                Some(detector.detect(Signal::Http { status: 404, header: &header, body: b"", now, session: true }))
+                Some(detector.detect(Signal::Http {
+                    status: 404,
+                    header: &header,
+                    body: b"",
+                    now,
+                    session: true,
+                }))
             }
         }
     }
@@ -160,6 +230,9 @@ impl Exchange for McpExchange {
     }
 
     fn repeat_safety(&self, operation: &str) -> RepeatSafety {
+        if let Some(safety) = self.operations.repeat_safety(operation) {
+            return safety;
+        }
         match self.catalog.route(Section::Tools, operation) {
             Route::To(group, own) => self.catalog.repeat_safety(&group, &own),
             Route::Ambiguous(_) | Route::Unknown => RepeatSafety::Unsafe,
@@ -173,11 +246,21 @@ impl Exchange for McpExchange {
         }
     }
 
-    fn redirect(&self, request: &McpRequest, operation: &str, arguments: Option<&str>) -> Result<McpRequest, String> {
+    fn redirect(
+        &self,
+        request: &McpRequest,
+        operation: &str,
+        arguments: Option<&str>,
+    ) -> Result<McpRequest, String> {
         if &*request.method != "tools/call" {
-            return Err(format!("{:?} cannot be answered by another operation", request.method));
+            return Err(format!(
+                "{:?} cannot be answered by another operation",
+                request.method
+            ));
         }
-        let arguments = arguments.map(|text| Json::parse(text.to_owned())).transpose();
+        let arguments = arguments
+            .map(|text| Json::parse(text.to_owned()))
+            .transpose();
         let arguments = arguments.map_err(|error| format!("the arguments are no JSON: {error}"))?;
         let name = match self.catalog.route(Section::Tools, operation) {
             Route::To(_, own) => Json::of(&own),
@@ -187,34 +270,66 @@ impl Exchange for McpExchange {
         if let Some(arguments) = &arguments {
             edits.push(("arguments", Some(arguments)));
         }
-        let params = request.params.clone().unwrap_or_else(|| Json::of(&serde_json::json!({})));
-        Ok(McpRequest { params: Some(params.with_members(&edits)), ..request.clone() })
+        let params = request
+            .params
+            .clone()
+            .unwrap_or_else(|| Json::of(&serde_json::json!({})));
+        Ok(McpRequest {
+            params: Some(params.with_members(&edits)),
+            ..request.clone()
+        })
     }
 
-    fn compose(&self, request: &McpRequest, body: &[u8], label: &Degraded) -> Result<McpAnswer, String> {
-        let body = Json::parse(body.to_vec()).map_err(|error| format!("the data is no JSON: {error}"))?;
+    fn compose(
+        &self,
+        request: &McpRequest,
+        body: &[u8],
+        label: &Degraded,
+    ) -> Result<McpAnswer, String> {
+        let body =
+            Json::parse(body.to_vec()).map_err(|error| format!("the data is no JSON: {error}"))?;
         let object = body.as_bytes().trim_ascii_start().starts_with(b"{");
         let result = if &*request.method != "tools/call" {
             if !object {
-                return Err(format!("the answer to {:?} must be an object", request.method));
+                return Err(format!(
+                    "the answer to {:?} must be an object",
+                    request.method
+                ));
             }
             body
-        } else if body.member("content").is_some_and(|content| content.as_bytes().starts_with(b"[")) {
+        } else if body
+            .member("content")
+            .is_some_and(|content| content.as_bytes().starts_with(b"["))
+        {
             body
         } else {
             let text = String::from_utf8_lossy(body.as_bytes());
-            let wrapped = Json::of(&serde_json::json!({ "content": [{ "type": "text", "text": text }] }));
-            if object { wrapped.with_members(&[("structuredContent", Some(&body))]) } else { wrapped }
+            let wrapped =
+                Json::of(&serde_json::json!({ "content": [{ "type": "text", "text": text }] }));
+            if object {
+                wrapped.with_members(&[("structuredContent", Some(&body))])
+            } else {
+                wrapped
+            }
         };
-        let meta = result.member("_meta").unwrap_or_else(|| Json::of(&serde_json::json!({})));
+        let meta = result
+            .member("_meta")
+            .unwrap_or_else(|| Json::of(&serde_json::json!({})));
         let meta = meta.with_members(&[(DEGRADED, Some(&Json::of(label)))]);
-        Ok(McpAnswer::new(Payload::Result(result.with_members(&[("_meta", Some(&meta))]))))
+        Ok(McpAnswer::new(Payload::Result(
+            result.with_members(&[("_meta", Some(&meta))]),
+        )))
     }
 
     fn retain(&self, _: &McpRequest, answer: &McpAnswer) -> Option<Retained> {
         match &answer.payload {
             Payload::Result(result) if !answer.head.is_error && !answer.head.input_required => {
-                Some(Retained { body: result.bytes(), shared: !answer.head.private, ttl: answer.head.ttl })
+                // What does not say that it is public belongs to the caller it was given to.
+                Some(Retained {
+                    body: result.bytes(),
+                    shared: answer.head.public,
+                    ttl: answer.head.ttl,
+                })
             }
             _ => None,
         }
@@ -256,7 +371,12 @@ fn text_of(result: &Json) -> String {
         #[serde(borrow, default)]
         text: Option<Cow<'a, str>>,
     }
-    let parts = result.member("content").map(|content| content.elements()).unwrap_or_default();
-    let texts = parts.iter().filter_map(|part| part.read::<Content<'_>>().ok()?.text.map(Cow::into_owned));
+    let parts = result
+        .member("content")
+        .map(|content| content.elements())
+        .unwrap_or_default();
+    let texts = parts
+        .iter()
+        .filter_map(|part| part.read::<Content<'_>>().ok()?.text.map(Cow::into_owned));
     texts.collect::<Vec<_>>().join("\n")
 }

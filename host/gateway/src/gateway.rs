@@ -5,6 +5,7 @@ use std::sync::Arc;
 use backstop::call::{Failed, Level};
 use backstop::detect::Signal;
 use backstop::health::Prober;
+use backstop::operation::OperationRules;
 use backstop::registry::Target;
 use backstop::{Call, Engine, Exchange, Failure, Outcome};
 use futures_util::future::BoxFuture;
@@ -51,15 +52,19 @@ pub struct Gateway {
 
 impl Gateway {
     /// A gateway over these services. Each must be a target of the engine's registry under its name
-    /// and in its group; the gateway only knows how to reach it. Connections are made when they are
-    /// needed.
+    /// and in its group; the gateway only knows how to reach it. `operations` is what the operator says
+    /// of operations. Connections are made when they are needed.
     ///
     /// # Errors
     /// [`GatewayError`] names the service.
     ///
     /// # Panics
     /// Outside a Tokio runtime, as [`tokio::spawn`] does.
-    pub fn new(engine: Engine, services: Vec<ServiceSpec>) -> Result<Self, GatewayError> {
+    pub fn new(
+        engine: Engine,
+        operations: OperationRules,
+        services: Vec<ServiceSpec>,
+    ) -> Result<Self, GatewayError> {
         let (unasked, mut heard) = mpsc::channel(UNASKED_QUEUE);
         let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
         for spec in services {
@@ -68,9 +73,14 @@ impl Gateway {
                 return Err(GatewayError::Twice(name));
             }
             let upstream = Upstream::new(spec, unasked.clone());
-            upstreams.push(Arc::new(upstream.map_err(|source| GatewayError::Client { service: name, source })?));
+            upstreams.push(Arc::new(upstream.map_err(|source| {
+                GatewayError::Client {
+                    service: name,
+                    source,
+                }
+            })?));
         }
-        let router = Arc::new(Router::new(engine, upstreams));
+        let router = Arc::new(Router::new(engine, operations, upstreams));
         let weak = Arc::downgrade(&router);
         tokio::spawn(async move {
             while let Some(unasked) = heard.recv().await {
@@ -78,7 +88,10 @@ impl Gateway {
                 router.spread(&unasked);
             }
         });
-        Ok(Self { router, shutdown: CancellationToken::new() })
+        Ok(Self {
+            router,
+            shutdown: CancellationToken::new(),
+        })
     }
 
     /// The engine.
@@ -92,7 +105,8 @@ impl Gateway {
     /// # Errors
     /// If standard input cannot be read.
     pub async fn serve_stdio(&self) -> std::io::Result<()> {
-        self.serve_stream(tokio::io::stdin(), tokio::io::stdout()).await
+        self.serve_stream(tokio::io::stdin(), tokio::io::stdout())
+            .await
     }
 
     /// Serves one client over any pair of streams, one message per line.
@@ -112,23 +126,48 @@ impl Gateway {
     ///
     /// # Errors
     /// If the listener fails.
-    pub async fn serve_http(&self, listener: TcpListener, options: HttpOptions) -> std::io::Result<()> {
-        http::serve(self.router.clone(), listener, options, self.shutdown.clone()).await
+    pub async fn serve_http(
+        &self,
+        listener: TcpListener,
+        options: HttpOptions,
+    ) -> std::io::Result<()> {
+        http::serve(
+            self.router.clone(),
+            listener,
+            options,
+            self.shutdown.clone(),
+        )
+        .await
     }
 
-    /// Calls a tool, with fallback, as a client would. `arguments` is a JSON object.
+    /// Calls a tool, with fallback, as a client would.
     ///
     /// # Errors
     /// [`ToolCallError::Unroutable`] if no group, or more than one, offers the tool;
     /// [`ToolCallError::Failed`] with everything that was tried.
-    pub async fn call(&self, tool: &str, arguments: Option<Json>) -> Result<Outcome<McpAnswer>, ToolCallError> {
-        let (group, own) = self.router.find_tool(tool).await.map_err(ToolCallError::Unroutable)?;
-        let safety = self.router.catalog.repeat_safety(&group, &own);
-        let arguments = arguments.unwrap_or_else(|| Json::of(&serde_json::json!({})));
-        let params = Json::of(&serde_json::json!({ "name": own })).with_members(&[("arguments", Some(&arguments))]);
-        let call = Call::new(group, own).level(Level::Tool).repeat_safety(safety);
+    pub async fn call_tool(
+        &self,
+        tool: &str,
+        arguments: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Outcome<McpAnswer>, ToolCallError> {
+        let (group, own) = self
+            .router
+            .find_tool(tool)
+            .await
+            .map_err(ToolCallError::Unroutable)?;
+        let safety = self.router.tool_safety(&group, &own);
+        let arguments = Json::of(arguments);
+        let params = Json::of(&serde_json::json!({ "name": own }))
+            .with_members(&[("arguments", Some(&arguments))]);
+        let call = Call::new(group, own)
+            .level(Level::Tool)
+            .repeat_safety(safety);
+        let call = self.router.exchange.operations.apply(call);
         let request = McpRequest::new("tools/call", Some(params));
-        self.engine().call(&self.router.exchange, call, &request).await.map_err(|failed| ToolCallError::Failed(failed.into()))
+        self.engine()
+            .call(&self.router.exchange, call, &request)
+            .await
+            .map_err(|failed| ToolCallError::Failed(failed.into()))
     }
 
     /// Every tool, as clients see it.
@@ -144,7 +183,9 @@ impl Gateway {
     /// A prober for the engine's health checker: `server/discover` or `ping`, in the server's era. A
     /// child process that has ended is started again by it, within its pauses.
     pub fn prober(&self) -> impl Prober + use<> {
-        McpProber { router: self.router.clone() }
+        McpProber {
+            router: self.router.clone(),
+        }
     }
 
     /// Ends every front and every connection; child processes are killed.
@@ -178,13 +219,20 @@ impl Prober for McpProber {
 
     fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
-            let Some(upstream) = self.router.upstreams().get(&target.name) else { return Ok(()) };
-            let Err(error) = upstream.probe().await else { return Ok(()) };
+            let Some(upstream) = self.router.upstreams().get(&target.name) else {
+                return Ok(());
+            };
+            let Err(error) = upstream.probe().await else {
+                return Ok(());
+            };
             let detector = self.router.engine.detector();
             let failure = self.router.exchange.classify(Err(&error), detector);
             Err(failure.unwrap_or_else(|| {
                 let class = "ProbeError";
-                detector.detect(Signal::Error { class, message: &error.to_string() })
+                detector.detect(Signal::Error {
+                    class,
+                    message: &error.to_string(),
+                })
             }))
         })
     }

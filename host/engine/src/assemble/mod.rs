@@ -32,7 +32,11 @@ pub struct Assembled {
 ///
 /// # Errors
 /// [`BuildError`] if a policy is out of a range that the configuration itself does not check.
-pub async fn assemble(config: &Config, file: &Path, runtime: &Runtime) -> Result<Assembled, BuildError> {
+pub async fn assemble(
+    config: &Config,
+    file: &Path,
+    runtime: &Runtime,
+) -> Result<Assembled, BuildError> {
     assemble_with(Engine::builder(), config, file, runtime).await
 }
 
@@ -46,7 +50,10 @@ pub async fn assemble_with(
     file: &Path,
     runtime: &Runtime,
 ) -> Result<Assembled, BuildError> {
-    let mut notes = Notes { file, list: Vec::new() };
+    let mut notes = Notes {
+        file,
+        list: Vec::new(),
+    };
     let detector = Detector::default();
     for pattern in &config.patterns {
         let added = detector.add_pattern(Pattern {
@@ -90,7 +97,11 @@ pub async fn assemble_with(
     policies::targets(config, engine.registry(), &mut notes);
     strategies::load(config, &engine, runtime, &mut notes).await;
     let operations = policies::operations(config, &mut notes);
-    Ok(Assembled { engine, operations, diagnostics: notes.list })
+    Ok(Assembled {
+        engine,
+        operations,
+        diagnostics: notes.list,
+    })
 }
 
 /// What could not be used, as it is found.

@@ -32,7 +32,8 @@ pub(super) fn retry(retries: &Retries, notes: &mut Notes<'_>) -> RetryManager {
 
 /// A policy with what a table says; what it does not say stays.
 fn overlay(table: &config::Retry, base: &RetryPolicy) -> Result<RetryPolicy, BackoffError> {
-    let shaped = table.initial_delay.is_some() || table.factor.is_some() || table.max_delay.is_some();
+    let shaped =
+        table.initial_delay.is_some() || table.factor.is_some() || table.max_delay.is_some();
     let mut max_retries = base.max_retries;
     let backoff = if let Some(delays) = &table.delays {
         max_retries = u32::try_from(delays.len()).unwrap_or(u32::MAX);
@@ -41,22 +42,32 @@ fn overlay(table: &config::Retry, base: &RetryPolicy) -> Result<RetryPolicy, Bac
         let standard = config::Retry::standard();
         // A table of the default starts from its own first delay.
         let first = Some(base.backoff.base(0)).filter(|first| !first.is_zero());
-        let initial = table.initial_delay.or(first).or(standard.initial_delay).unwrap_or_default();
+        let initial = table
+            .initial_delay
+            .or(first)
+            .or(standard.initial_delay)
+            .unwrap_or_default();
         let cap = table.max_delay.or(standard.max_delay).unwrap_or(initial);
         if initial.is_zero() {
             Backoff::fixed(Duration::ZERO)?
         } else {
-            Backoff::exponential(initial.min(cap), table.factor.or(standard.factor).unwrap_or(2.0), cap)?
+            Backoff::exponential(
+                initial.min(cap),
+                table.factor.or(standard.factor).unwrap_or(2.0),
+                cap,
+            )?
         }
     } else {
         base.backoff.clone()
     };
-    let jitter = table.jitter.map_or(base.backoff.jitter(), |jitter| match jitter {
-        config::Jitter::None => Jitter::None,
-        config::Jitter::Full => Jitter::Full,
-        config::Jitter::Equal => Jitter::Equal,
-        config::Jitter::Decorrelated => Jitter::Decorrelated,
-    });
+    let jitter = table
+        .jitter
+        .map_or(base.backoff.jitter(), |jitter| match jitter {
+            config::Jitter::None => Jitter::None,
+            config::Jitter::Full => Jitter::Full,
+            config::Jitter::Equal => Jitter::Equal,
+            config::Jitter::Decorrelated => Jitter::Decorrelated,
+        });
     Ok(RetryPolicy {
         max_retries: table.max_retries.unwrap_or(max_retries),
         backoff: backoff.with_jitter(jitter),
@@ -79,7 +90,10 @@ pub(super) fn registry(config: &Config) -> RegistryConfig {
             half_open_probes: circuit.half_open_probes,
             successes_to_close: circuit.half_open_successes,
             // A probe lasts no longer than an attempt may: after that its place is given to another.
-            lease_timeout: config.deadline.attempt_max.max(CircuitConfig::default().lease_timeout),
+            lease_timeout: config
+                .deadline
+                .attempt_max
+                .max(CircuitConfig::default().lease_timeout),
             ..CircuitConfig::default()
         },
         health: HealthConfig {
@@ -90,7 +104,10 @@ pub(super) fn registry(config: &Config) -> RegistryConfig {
             jitter_percent: percent(health.jitter).min(50),
             ..HealthConfig::default()
         },
-        balance: BalanceConfig { slow_start: health.slow_start, ..BalanceConfig::default() },
+        balance: BalanceConfig {
+            slow_start: health.slow_start,
+            ..BalanceConfig::default()
+        },
     }
 }
 
@@ -120,7 +137,11 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
     });
     for spec in services.chain(models) {
         let name = spec.name.clone();
-        let spec = if config.health.enabled { spec } else { spec.unprobed() };
+        let spec = if config.health.enabled {
+            spec
+        } else {
+            spec.unprobed()
+        };
         if let Err(error) = registry.register(spec) {
             notes.error(format!("service {name:?}"), &error);
         }
@@ -160,7 +181,10 @@ mod tests {
     fn policies(text: &str) -> RetryPolicies {
         let loaded = Config::parse(text, Path::new("t.toml"), &|_| None);
         assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
-        let mut notes = Notes { file: Path::new("t.toml"), list: Vec::new() };
+        let mut notes = Notes {
+            file: Path::new("t.toml"),
+            list: Vec::new(),
+        };
         let manager = retry(&loaded.config.retry, &mut notes);
         assert!(notes.list.is_empty(), "{:?}", notes.list);
         RetryPolicies::clone(&manager.policies())
@@ -173,7 +197,10 @@ mod tests {
         assert_eq!(registry, RegistryConfig::default());
         let plain = policies("");
         for kind in Kind::WELL_KNOWN {
-            let (ours, engines) = (plain.of(kind).clone(), RetryPolicies::default().of(kind).clone());
+            let (ours, engines) = (
+                plain.of(kind).clone(),
+                RetryPolicies::default().of(kind).clone(),
+            );
             assert_eq!(format!("{ours:?}"), format!("{engines:?}"), "{kind}");
         }
     }
@@ -185,11 +212,20 @@ mod tests {
              [retry.ConnectionError]\ninitial_delay = '1s'\nfactor = 3\njitter = 'none'\n",
         );
         let timeout = changed.of(&Kind::TIMEOUT_ERROR);
-        assert_eq!((timeout.max_retries, timeout.backoff.base(1)), (1, Duration::from_secs(1)));
+        assert_eq!(
+            (timeout.max_retries, timeout.backoff.base(1)),
+            (1, Duration::from_secs(1))
+        );
         let throttled = changed.of(&Kind::TOO_MANY_REQUESTS);
-        assert_eq!((throttled.max_retries, throttled.backoff.base(1)), (2, Duration::from_secs(3)));
+        assert_eq!(
+            (throttled.max_retries, throttled.backoff.base(1)),
+            (2, Duration::from_secs(3))
+        );
         let refused = changed.of(&Kind::CONNECTION_ERROR);
-        assert_eq!((refused.max_retries, refused.backoff.base(1)), (3, Duration::from_secs(3)));
+        assert_eq!(
+            (refused.max_retries, refused.backoff.base(1)),
+            (3, Duration::from_secs(3))
+        );
         assert_eq!(refused.backoff.jitter(), Jitter::None);
     }
 }

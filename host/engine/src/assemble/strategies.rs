@@ -12,7 +12,9 @@ use crate::config::cycle::find_cycle;
 use crate::config::{self, Config};
 use crate::engine::Engine;
 use crate::event::EventKind;
-use crate::strategy::component::{ComponentStrategy, Grants, Limits, LoadError, Runtime, StrategyOptions, scan};
+use crate::strategy::component::{
+    ComponentStrategy, Grants, Limits, LoadError, Runtime, StrategyOptions, scan,
+};
 use crate::strategy::{Entry, OnFault};
 
 /// One strategy that is to be: a plugin, and how it is used.
@@ -25,7 +27,12 @@ struct Wanted<'a> {
 }
 
 /// Loads every strategy that takes part, and adds it to the engine.
-pub(super) async fn load(config: &Config, engine: &Engine, runtime: &Runtime, notes: &mut Notes<'_>) {
+pub(super) async fn load(
+    config: &Config,
+    engine: &Engine,
+    runtime: &Runtime,
+    notes: &mut Notes<'_>,
+) {
     let available = available(config, notes).await;
     let wanted = wanted(config, &available, notes);
     // The compilations run side by side, off the async threads.
@@ -46,13 +53,26 @@ pub(super) async fn load(config: &Config, engine: &Engine, runtime: &Runtime, no
         };
         let known = routes.len();
         let declared = strategy.routes().iter();
-        routes.extend(declared.map(|route| (wanted.name.clone(), route.source.clone(), route.fallback.clone())));
-        if let Some(cycle) = find_cycle(routes.iter().map(|(s, f, t)| (s.as_str(), f.as_str(), t.as_str()))) {
+        routes.extend(declared.map(|route| {
+            (
+                wanted.name.clone(),
+                route.source.clone(),
+                route.fallback.clone(),
+            )
+        }));
+        if let Some(cycle) = find_cycle(
+            routes
+                .iter()
+                .map(|(s, f, t)| (s.as_str(), f.as_str(), t.as_str())),
+        ) {
             routes.truncate(known);
             let message = format!(
                 "its fallback routes close a cycle: {cycle}: remove one of these routes; the strategy is left out"
             );
-            engine.announce(EventKind::StrategyRejected { source: wanted.source.clone(), reason: message.clone() });
+            engine.announce(EventKind::StrategyRejected {
+                source: wanted.source.clone(),
+                reason: message.clone(),
+            });
             notes.say(format!("strategy {:?}", wanted.name), message);
             continue;
         }
@@ -60,7 +80,12 @@ pub(super) async fn load(config: &Config, engine: &Engine, runtime: &Runtime, no
     }
 }
 
-fn add(engine: &Engine, notes: &mut Notes<'_>, wanted: &Wanted<'_>, strategy: Arc<ComponentStrategy>) {
+fn add(
+    engine: &Engine,
+    notes: &mut Notes<'_>,
+    wanted: &Wanted<'_>,
+    strategy: Arc<ComponentStrategy>,
+) {
     let version = strategy.info().version.clone();
     let entry = match Entry::component(strategy) {
         Ok(entry) => entry.named(wanted.name.as_str()),
@@ -70,11 +95,13 @@ fn add(engine: &Engine, notes: &mut Notes<'_>, wanted: &Wanted<'_>, strategy: Ar
         None => entry,
         Some(given) => {
             let priority = given.priority.unwrap_or(entry.priority());
-            entry.with_priority(priority).with_on_fault(match given.on_fault {
-                config::OnFault::Skip => OnFault::Skip,
-                config::OnFault::Fail => OnFault::Fail,
-                config::OnFault::Decline => OnFault::Decline,
-            })
+            entry
+                .with_priority(priority)
+                .with_on_fault(match given.on_fault {
+                    config::OnFault::Skip => OnFault::Skip,
+                    config::OnFault::Fail => OnFault::Fail,
+                    config::OnFault::Decline => OnFault::Decline,
+                })
         }
     };
     match engine.strategies().add(entry) {
@@ -96,7 +123,10 @@ fn reject(
 ) {
     notes.error(format!("strategy {name:?} ({source})"), error);
     let reason = error.to_string();
-    engine.announce(EventKind::StrategyRejected { source: source.to_owned(), reason });
+    engine.announce(EventKind::StrategyRejected {
+        source: source.to_owned(),
+        reason,
+    });
 }
 
 type Available = BTreeMap<String, (String, Bytes)>;
@@ -107,10 +137,15 @@ async fn available(config: &Config, notes: &mut Notes<'_>) -> Available {
     #[cfg(feature = "stock")]
     if config.stock {
         for (name, bytes) in crate::strategy::component::stock() {
-            available.insert((*name).to_owned(), ("stock".to_owned(), Bytes::from_static(bytes)));
+            available.insert(
+                (*name).to_owned(),
+                ("stock".to_owned(), Bytes::from_static(bytes)),
+            );
         }
     }
-    let Some(folder) = config.plugins.clone() else { return available };
+    let Some(folder) = config.plugins.clone() else {
+        return available;
+    };
     for found in scan_folder(folder, notes).await {
         let source = found.path.display().to_string();
         match found.bytes {
@@ -159,7 +194,8 @@ fn wanted<'a>(config: &'a Config, available: &Available, notes: &mut Notes<'_>) 
             None => {
                 let known: Vec<_> = available.keys().map(String::as_str).collect();
                 let near = known.iter().max_by(|a, b| {
-                    strsim::jaro_winkler(a, &entry.plugin).total_cmp(&strsim::jaro_winkler(b, &entry.plugin))
+                    strsim::jaro_winkler(a, &entry.plugin)
+                        .total_cmp(&strsim::jaro_winkler(b, &entry.plugin))
                 });
                 let hint = match near {
                     Some(near) if strsim::jaro_winkler(near, &entry.plugin) > 0.8 => {
@@ -196,12 +232,20 @@ fn options(entry: Option<&config::Strategy>) -> StrategyOptions {
     if !entry.config.is_null() {
         options.config = entry.config.clone();
     }
-    options.grants = Grants { folder: entry.grants.folder.clone(), state: entry.grants.state };
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    options.grants = Grants {
+        folder: entry.grants.folder.clone(),
+        state: entry.grants.state,
+    };
+    let millis =
+        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let (given, limits) = (&entry.limits, &mut options.limits);
-    limits.decision_deadline_ms = given.decision_deadline.map_or(limits.decision_deadline_ms, millis);
-    limits.configure_deadline_ms = given.configure_deadline.map_or(limits.configure_deadline_ms, millis);
+    limits.decision_deadline_ms = given
+        .decision_deadline
+        .map_or(limits.decision_deadline_ms, millis);
+    limits.configure_deadline_ms = given
+        .configure_deadline
+        .map_or(limits.configure_deadline_ms, millis);
     limits.memory_bytes = given.memory.map_or(limits.memory_bytes, bytes);
     limits.state_bytes = given.state_quota.map_or(limits.state_bytes, bytes);
     limits.log_bytes = given.log_bytes.map_or(limits.log_bytes, bytes);

@@ -116,7 +116,7 @@ impl<X: Exchange> Recovery<'_, X> {
     fn situation(&self, failure: &Arc<Failure>) -> Situation {
         let shared = &self.engine.shared;
         let time_left = self
-            .setting
+            .timing
             .deadline
             .saturating_duration_since(Instant::now());
         let next_delay = shared.retry.next_delay(

@@ -19,11 +19,11 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use types::as_millis;
-use types::{MAX_DEADLINE, Timing};
 pub use types::{
     Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending,
     Failed, Level, Outcome, RepeatSafety, Step, Trouble, Verdict,
 };
+use types::{MAX_DEADLINE, Timing};
 
 use crate::cache::CacheKey;
 use crate::engine::Engine;
@@ -155,8 +155,15 @@ impl Engine {
                     Kind::TIMEOUT_ERROR,
                     format!("no answer before the call's deadline, after {took:?}"),
                 );
-                let failure = Failure { ill_health: false, ..failure };
-                return Tried::Bad { failure, raw: None, took };
+                let failure = Failure {
+                    ill_health: false,
+                    ..failure
+                };
+                return Tried::Bad {
+                    failure,
+                    raw: None,
+                    took,
+                };
             }
             None => (self.shared.detector.timed_out(attempt.timeout), None),
         };

@@ -100,7 +100,13 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         request: &'a X::Request,
         setting: Setting,
     ) -> Self {
-        let Setting { facts, safety, timing, pin, no_fallback } = setting;
+        let Setting {
+            facts,
+            safety,
+            timing,
+            pin,
+            no_fallback,
+        } = setting;
         let arguments = exchange.arguments(request);
         Self {
             engine,

@@ -10,7 +10,8 @@ use super::units::{DurationText, SizeText};
 use super::value::{self, ANY_DURATION, POSITIVE};
 
 /// More than nothing, at most a day: what the registry accepts.
-const A_DAY: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+const A_DAY: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 /// `[health]`: active probes, and the way back after recovery.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -164,7 +165,10 @@ impl Circuit {
                 .read("failure_rate", value::float(0.001..=1.0))
                 .unwrap_or(base.failure_rate),
             window: r
-                .read("window", value::duration(Duration::from_secs(1)..=Duration::from_secs(3600)))
+                .read(
+                    "window",
+                    value::duration(Duration::from_secs(1)..=Duration::from_secs(3600)),
+                )
                 .unwrap_or(base.window),
             minimum_throughput: r
                 .read("minimum_throughput", value::integer(1..=10_000))

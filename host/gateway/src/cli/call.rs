@@ -18,11 +18,15 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     terminal::log();
     let arguments = match arguments.map(serde_json::from_str::<Value>) {
-        None => json!({}),
-        Some(Ok(value)) if value.is_object() => value,
+        None => serde_json::Map::new(),
+        Some(Ok(Value::Object(members))) => members,
         Some(given) => {
-            let reason = given.err().map_or("it is not an object".to_owned(), |error| error.to_string());
-            terminal::complain(&format!("backstop: --arguments takes a JSON object, such as '{{\"city\":\"Oslo\"}}': {reason}"));
+            let reason = given
+                .err()
+                .map_or("it is not an object".to_owned(), |error| error.to_string());
+            terminal::complain(&format!(
+                "backstop: --arguments takes a JSON object, such as '{{\"city\":\"Oslo\"}}': {reason}"
+            ));
             return Ok(ExitCode::from(USAGE));
         }
     };
@@ -34,7 +38,8 @@ pub(super) async fn run(
     host.gateway.shut_down().await;
     let (document, text, code) = match called {
         Ok(outcome) => {
-            let result: Value = serde_json::from_slice(outcome.answer.payload.bytes()).context("the answer is no JSON")?;
+            let result: Value = serde_json::from_slice(outcome.answer.payload.as_bytes())
+                .context("the answer is no JSON")?;
             let text = text_of(&result);
             let document = json!({
                 "outcome": if outcome.trouble.is_some() { "saved" } else { "ok" },
@@ -69,7 +74,15 @@ pub(super) async fn run(
 
 /// The text of a tool's answer; the answer itself where it has none.
 fn text_of(result: &Value) -> String {
-    let parts = result["content"].as_array().into_iter().flatten().filter_map(|part| part["text"].as_str());
+    let parts = result["content"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|part| part["text"].as_str());
     let text = parts.collect::<Vec<_>>().join("\n");
-    if text.is_empty() { result.to_string() } else { text }
+    if text.is_empty() {
+        result.to_string()
+    } else {
+        text
+    }
 }

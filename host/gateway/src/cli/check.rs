@@ -39,16 +39,27 @@ pub(super) async fn run(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> 
         for diagnostic in &host.diagnostics {
             terminal::complain(&diagnostic.to_string());
         }
-        terminal::say(&format!("{} targets, {} strategies", targets.len(), strategies.len()));
+        terminal::say(&format!(
+            "{} targets, {} strategies",
+            targets.len(),
+            strategies.len()
+        ));
         for target in &targets {
             let spec = &target.spec;
             let (kind, group) = (spec.kind.as_str(), &spec.group);
-            terminal::say(&format!("  {kind} {} in group {group}, priority {}", target.name, spec.priority));
+            terminal::say(&format!(
+                "  {kind} {} in group {group}, priority {}",
+                target.name, spec.priority
+            ));
         }
         for strategy in strategies.iter() {
             terminal::say(&line(strategy));
         }
-        let errors = host.diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
+        let errors = host
+            .diagnostics
+            .iter()
+            .filter(|diagnostic| diagnostic.is_error())
+            .count();
         let verdict = match errors {
             0 => format!("{} is in order", path.display()),
             1 => format!("{} has 1 error", path.display()),
@@ -57,14 +68,31 @@ pub(super) async fn run(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> 
         terminal::say(&verdict);
     }
     host.gateway.shut_down().await;
-    Ok(if host.has_errors() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS })
+    Ok(if host.has_errors() {
+        ExitCode::from(USAGE)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn line(strategy: &Entry) -> String {
     let plugin = strategy.as_component().map_or(String::new(), |component| {
         let inspection = component.inspection();
-        let name = if component.plugin() == &**strategy.name() { "" } else { component.plugin() };
-        format!(" {name} {} ({} KB)", inspection.info.version, inspection.size / 1000)
+        let name = if component.plugin() == &**strategy.name() {
+            ""
+        } else {
+            component.plugin()
+        };
+        format!(
+            " {name} {} ({} KB)",
+            inspection.info.version,
+            inspection.size / 1000
+        )
     });
-    format!("  strategy {}, level {}, priority {}{plugin}", strategy.name(), strategy.level(), strategy.priority())
+    format!(
+        "  strategy {}, level {}, priority {}{plugin}",
+        strategy.name(),
+        strategy.level(),
+        strategy.priority()
+    )
 }

@@ -11,8 +11,8 @@ use backstop::health::{HttpProber, Prober};
 use backstop::registry::Target;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, Failure, assemble};
-use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
 use backstop_gateway::Gateway;
+use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
 use futures_util::future::BoxFuture;
 
 /// A host made from a configuration, with everything that is wrong about it.
@@ -36,15 +36,26 @@ impl Host {
         path: &Path,
     ) -> anyhow::Result<Self> {
         let runtime = runtime(&mut diagnostics, path)?;
-        let assembled = assemble(&config, path, &runtime).await.context("the policies of the configuration")?;
-        let Assembled { engine, operations, diagnostics: found, .. } = assembled;
+        let assembled = assemble(&config, path, &runtime)
+            .await
+            .context("the policies of the configuration")?;
+        let Assembled {
+            engine,
+            operations,
+            diagnostics: found,
+            ..
+        } = assembled;
         diagnostics.extend(found);
         let mut specs = Vec::new();
         for service in &config.services {
             match spec(service) {
                 Ok(spec) => specs.push(spec),
                 Err(reason) => {
-                    diagnostics.push(Diagnostic::error(path, format!("service {:?}", service.name), reason));
+                    diagnostics.push(Diagnostic::error(
+                        path,
+                        format!("service {:?}", service.name),
+                        reason,
+                    ));
                     let _ = engine.registry().deregister(&service.name);
                 }
             }
@@ -52,7 +63,11 @@ impl Host {
         }
         diagnostics.extend(not_served(&config, path));
         let gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
-        Ok(Self { config, gateway, diagnostics })
+        Ok(Self {
+            config,
+            gateway,
+            diagnostics,
+        })
     }
 
     /// Whether anything is wrong that is not merely odd.
@@ -62,7 +77,11 @@ impl Host {
 
     /// A prober for every service: its health URL where the operator gave one, else MCP itself.
     pub(crate) fn prober(&self) -> anyhow::Result<Arc<dyn Prober>> {
-        let by_url = self.config.services.iter().filter(|service| service.health_url.is_some());
+        let by_url = self
+            .config
+            .services
+            .iter()
+            .filter(|service| service.health_url.is_some());
         Ok(Arc::new(Probers {
             http: HttpProber::new().context("the client of the health checks")?,
             by_url: by_url.map(|service| service.name.as_str().into()).collect(),
@@ -77,7 +96,10 @@ fn runtime(diagnostics: &mut Vec<Diagnostic>, path: &Path) -> anyhow::Result<Run
         match Runtime::new(RuntimeOptions::default().with_cache(&folder)) {
             Ok(runtime) => return Ok(runtime),
             Err(error) => {
-                let reason = format!("compiled plugins are not kept in {}: {error}", folder.display());
+                let reason = format!(
+                    "compiled plugins are not kept in {}: {error}",
+                    folder.display()
+                );
                 diagnostics.push(Diagnostic::warning(path, "plugins", reason));
             }
         }
@@ -87,7 +109,11 @@ fn runtime(diagnostics: &mut Vec<Diagnostic>, path: &Path) -> anyhow::Result<Run
 
 /// `$XDG_CACHE_HOME/backstop`, else `$HOME/.cache/backstop` (XDG base directories).
 fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     absolute("XDG_CACHE_HOME")
         .or_else(|| Some(absolute("HOME")?.join(".cache")))
         .map(|cache| cache.join("backstop").join("components"))
@@ -95,26 +121,38 @@ fn cache_folder() -> Option<PathBuf> {
 
 fn spec(service: &Service) -> Result<ServiceSpec, String> {
     let transport = match &service.transport {
-        Transport::Stdio { command, args, env, cwd } => TransportSpec::Stdio {
+        Transport::Stdio {
+            command,
+            args,
+            env,
+            cwd,
+        } => TransportSpec::Stdio {
             command: command.clone(),
             args: args.clone(),
-            env: env.iter().map(|(name, value)| (name.clone(), value.value().to_owned())).collect(),
+            env: env
+                .iter()
+                .map(|(name, value)| (name.clone(), value.value().to_owned()))
+                .collect(),
             cwd: cwd.clone(),
         },
         Transport::Http { url, headers } => {
             let mut map = HeaderMap::new();
             for (name, value) in headers {
                 // The value may be a secret: only its name is told.
-                let header = HeaderName::try_from(name.as_str())
-                    .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
-                let value = HeaderValue::try_from(value.value())
-                    .map_err(|_| format!("the value of header {name:?} has characters HTTP does not allow"))?;
+                let header = HeaderName::try_from(name.as_str()).map_err(|_| {
+                    format!("the header name {name:?} is not one of HTTP; correct it")
+                })?;
+                let value = HeaderValue::try_from(value.value()).map_err(|_| {
+                    format!("the value of header {name:?} has characters HTTP does not allow")
+                })?;
                 map.insert(header, value);
             }
-            let url = url.value().parse().map_err(|error| format!("the url cannot be used: {error}"))?;
+            let url = url
+                .value()
+                .parse()
+                .map_err(|error| format!("the url cannot be used: {error}"))?;
             TransportSpec::Http { url, headers: map }
         }
-        _ => return Err("this version cannot reach such a service".into()),
     };
     Ok(ServiceSpec {
         name: service.name.as_str().into(),
@@ -126,7 +164,9 @@ fn spec(service: &Service) -> Result<ServiceSpec, String> {
 
 /// A command that is nowhere to be found will not be there when a call needs it either.
 fn unreachable_command(service: &Service, path: &Path) -> Option<Diagnostic> {
-    let Transport::Stdio { command, .. } = &service.transport else { return None };
+    let Transport::Stdio { command, .. } = &service.transport else {
+        return None;
+    };
     let is_there = if command.contains(std::path::MAIN_SEPARATOR) {
         Path::new(command).is_file()
     } else {
@@ -167,6 +207,10 @@ impl Prober for Probers {
     }
 
     fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
-        if self.by_url.contains(&target.name) { self.http.probe(target) } else { self.mcp.probe(target) }
+        if self.by_url.contains(&target.name) {
+            self.http.probe(target)
+        } else {
+            self.mcp.probe(target)
+        }
     }
 }

@@ -14,8 +14,13 @@ use clap::{Parser, Subcommand};
 
 /// Fallback for MCP clients. Every fallback strategy is a sandboxed WebAssembly component.
 #[derive(Debug, Parser)]
-#[command(name = "backstop", version, about, after_help = "\
-Exit status: 0 it worked; 1 it did not; 2 the command line or the configuration is wrong.")]
+#[command(
+    name = "backstop",
+    version,
+    about,
+    after_help = "\
+Exit status: 0 it worked; 1 it did not; 2 the command line or the configuration is wrong."
+)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -71,13 +76,17 @@ enum Command {
 
 /// Runs a command; what goes wrong is printed with its causes.
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let outcome = runtime.context("cannot start the async runtime").and_then(|runtime| {
-        let outcome = runtime.block_on(dispatch(arguments.command));
-        // A thread that waits for standard input would keep the program alive.
-        runtime.shutdown_background();
-        outcome
-    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .context("cannot start the async runtime")
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(dispatch(arguments.command));
+            // A thread that waits for standard input would keep the program alive.
+            runtime.shutdown_background();
+            outcome
+        });
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -90,13 +99,25 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo { json } => crate::demo::run(json).await,
-        Command::Serve { config, stdio, listen, strict } => {
-            let front = if stdio { serve::Front::Stdio } else { serve::Front::Http(listen) };
+        Command::Serve {
+            config,
+            stdio,
+            listen,
+            strict,
+        } => {
+            let front = if stdio {
+                serve::Front::Stdio
+            } else {
+                serve::Front::Http(listen)
+            };
             serve::run(&config, front, strict).await
         }
-        Command::Call { config, tool, arguments, json } => {
-            call::run(&config, &tool, arguments.as_deref(), json).await
-        }
+        Command::Call {
+            config,
+            tool,
+            arguments,
+            json,
+        } => call::run(&config, &tool, arguments.as_deref(), json).await,
         Command::Check { config, json } => check::run(&config, json).await,
     }
 }

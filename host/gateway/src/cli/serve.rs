@@ -28,7 +28,10 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain(&diagnostic.to_string());
     }
     if host.config.services.is_empty() {
-        terminal::complain(&format!("backstop: {} has no service that can be used: nothing to serve", path.display()));
+        terminal::complain(&format!(
+            "backstop: {} has no service that can be used: nothing to serve",
+            path.display()
+        ));
         return Ok(ExitCode::from(USAGE));
     }
     if strict && host.has_errors() {
@@ -36,21 +39,39 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         return Ok(ExitCode::from(USAGE));
     }
     let engine = host.gateway.engine();
-    let checker = host.config.health.enabled.then(|| host.prober()).transpose()?;
-    let _checks =
-        checker.map(|prober| HealthChecker::spawn(engine.registry().clone(), prober, backstop::random::from_os()));
+    let checker = host
+        .config
+        .health
+        .enabled
+        .then(|| host.prober())
+        .transpose()?;
+    let _checks = checker.map(|prober| {
+        HealthChecker::spawn(
+            engine.registry().clone(),
+            prober,
+            backstop::random::from_os(),
+        )
+    });
 
     let gateway = host.gateway.clone();
     let served = async {
         match front {
-            Front::Stdio => gateway.serve_stdio().await.context("standard input and output"),
+            Front::Stdio => gateway
+                .serve_stdio()
+                .await
+                .context("standard input and output"),
             Front::Http(address) => {
                 let address = address.unwrap_or(host.config.gateway.listen);
                 let options = options(&host)?;
                 let listener = listen(address).await?;
-                let address = listener.local_addr().context("the listener has no address")?;
+                let address = listener
+                    .local_addr()
+                    .context("the listener has no address")?;
                 terminal::complain(&format!("listening on http://{address}{}", options.path));
-                gateway.serve_http(listener, options).await.context("the HTTP front")
+                gateway
+                    .serve_http(listener, options)
+                    .await
+                    .context("the HTTP front")
             }
         }
     };
@@ -82,7 +103,9 @@ fn options(host: &Host) -> anyhow::Result<HttpOptions> {
         // Never open because a variable was forgotten.
         Some(name) => match std::env::var(name) {
             Ok(token) if !token.is_empty() => Some(token),
-            _ => bail!("`[gateway] bearer_token_env` names {name}, which is not set: set it to the token clients must send"),
+            _ => bail!(
+                "`[gateway] bearer_token_env` names {name}, which is not set: set it to the token clients must send"
+            ),
         },
     };
     Ok(HttpOptions {

@@ -36,19 +36,32 @@ const SETTLE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
     terminal::log();
-    let (mut primary, mut secondary) = (Server::start("primary").await?, Server::start("secondary").await?);
+    let (mut primary, mut secondary) = (
+        Server::start("primary").await?,
+        Server::start("secondary").await?,
+    );
     let text = scenes::configuration(&primary.url(), &secondary.url());
     let file = Path::new("demo.toml");
     let loaded = Config::parse(&text, file, &|_| None);
     let host = Host::make(loaded.config, loaded.diagnostics, file).await?;
-    if let Some(problem) = host.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
+    if let Some(problem) = host
+        .diagnostics
+        .iter()
+        .find(|diagnostic| diagnostic.is_error())
+    {
         bail!("the demo's own configuration: {problem}");
     }
     let engine = host.gateway.engine().clone();
-    let _checks = HealthChecker::spawn(engine.registry().clone(), host.prober()?, backstop::random::from_os());
+    let _checks = HealthChecker::spawn(
+        engine.registry().clone(),
+        host.prober()?,
+        backstop::random::from_os(),
+    );
     let mut events = engine.subscribe();
     if !as_json {
-        terminal::say("Two MCP servers on this machine, `primary` and `secondary`, and what happens when they break.");
+        terminal::say(
+            "Two MCP servers on this machine, `primary` and `secondary`, and what happens when they break.",
+        );
     }
 
     let mut calls = Vec::new();
@@ -58,18 +71,32 @@ pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
         break_servers(scene.damage, &mut primary, &mut secondary).await;
         let called = call(&host.gateway, &scene, &mut events).await;
         if !as_json {
-            story::print(number + 1, &scene, &called, back, primary.tickets() + secondary.tickets());
+            story::print(
+                number + 1,
+                &scene,
+                &called,
+                back,
+                primary.tickets() + secondary.tickets(),
+            );
         }
         if let Err(surprise) = called.check(scene.expected) {
             surprises.push(format!("{}: {surprise}", scene.name));
         }
         if scene.expected == Expected::Unknown && primary.tickets() + secondary.tickets() != 1 {
-            surprises.push(format!("{}: the ticket was opened more than once", scene.name));
+            surprises.push(format!(
+                "{}: the ticket was opened more than once",
+                scene.name
+            ));
         }
         calls.push((scene, called));
     }
 
-    let count = |outcome| calls.iter().filter(|(_, called)| called.outcome() == outcome).count();
+    let count = |outcome| {
+        calls
+            .iter()
+            .filter(|(_, called)| called.outcome() == outcome)
+            .count()
+    };
     let (saved, failed_clean, lost) = (count("saved"), count("failed_clean"), count("lost"));
     if as_json {
         let list = calls.iter().map(|(scene, called)| {
@@ -96,7 +123,11 @@ pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
     for surprise in &surprises {
         terminal::complain(&format!("backstop: not as expected: {surprise}"));
     }
-    Ok(if surprises.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if surprises.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn break_servers(damage: Damage, primary: &mut Server, secondary: &mut Server) {
@@ -128,11 +159,16 @@ async fn settle(
         server.listen_again().await?;
     }
     let started = Instant::now();
-    let arguments = json!({ "city": "Oslo" });
+    let arguments = serde_json::Map::from_iter([("city".to_owned(), "Oslo".into())]);
     while started.elapsed() < SETTLE {
         let called = gateway.call_tool("weather", &arguments).await;
-        if called.is_ok_and(|outcome| outcome.trouble.is_none() && outcome.served_by.as_deref() == Some("primary")) {
-            return Ok(Told { took: started.elapsed(), events: drain(events) });
+        if called.is_ok_and(|outcome| {
+            outcome.trouble.is_none() && outcome.served_by.as_deref() == Some("primary")
+        }) {
+            return Ok(Told {
+                took: started.elapsed(),
+                events: drain(events),
+            });
         }
         sleep(Duration::from_millis(20)).await;
     }
@@ -169,20 +205,38 @@ impl Called {
 
     /// The strategies whose actions were carried out, in order.
     fn strategies(&self) -> Vec<&str> {
-        let taken = self.trouble.steps.iter().filter(|step| matches!(step.verdict, Verdict::Taken { .. }));
+        let taken = self
+            .trouble
+            .steps
+            .iter()
+            .filter(|step| matches!(step.verdict, Verdict::Taken { .. }));
         taken.map(|step| &*step.strategy).collect()
     }
 
     fn check(&self, expected: Expected) -> Result<(), String> {
         let met = match expected {
-            Expected::Healthy => self.outcome() == "ok" && self.served_by.as_deref() == Some("primary"),
-            Expected::By(server) => self.outcome() == "saved" && self.served_by.as_deref() == Some(server),
+            Expected::Healthy => {
+                self.outcome() == "ok" && self.served_by.as_deref() == Some("primary")
+            }
+            Expected::By(server) => {
+                self.outcome() == "saved" && self.served_by.as_deref() == Some(server)
+            }
             Expected::OtherOperation => matches!(self.degraded, Some(Degraded::Operation { .. })),
             Expected::Stale => matches!(self.degraded, Some(Degraded::Stale { .. })),
-            Expected::Fails(kind) => self.outcome() == "failed_clean" && self.cause.as_deref() == Some(kind),
+            Expected::Fails(kind) => {
+                self.outcome() == "failed_clean" && self.cause.as_deref() == Some(kind)
+            }
             Expected::Unknown => matches!(self.error, Some((Ending::OutcomeUnknown, _))),
         };
-        if met { Ok(()) } else { Err(format!("expected {expected:?}, saw {}: {:?}", self.outcome(), self.error)) }
+        if met {
+            Ok(())
+        } else {
+            Err(format!(
+                "expected {expected:?}, saw {}: {:?}",
+                self.outcome(),
+                self.error
+            ))
+        }
     }
 }
 
@@ -190,7 +244,10 @@ async fn call(gateway: &Gateway, scene: &Scene, events: &mut Receiver<Arc<Event>
     drain(events);
     let started = Instant::now();
     let result = timeout(LOST_AFTER, gateway.call_tool(scene.tool, &scene.arguments)).await;
-    let told = Told { took: started.elapsed(), events: drain(events) };
+    let told = Told {
+        took: started.elapsed(),
+        events: drain(events),
+    };
     let mut called = Called {
         lost: false,
         answer: None,

@@ -1,6 +1,6 @@
 //! What the demo breaks, and what it expects to see.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::server::{Broken, Fault};
 
@@ -41,55 +41,127 @@ pub(super) struct Scene {
     pub(super) says: &'static str,
     pub(super) damage: Damage,
     pub(super) tool: &'static str,
-    pub(super) arguments: Value,
+    pub(super) arguments: Map<String, Value>,
     pub(super) expected: Expected,
 }
 
 pub(super) fn scenes() -> Vec<Scene> {
-    let always = |fault| Broken { fault, tool: None, once: false };
-    let once = |fault| Broken { fault, tool: None, once: true };
-    let oslo = || json!({ "city": "Oslo" });
+    let always = |fault| Broken {
+        fault,
+        tool: None,
+        once: false,
+    };
+    let once = |fault| Broken {
+        fault,
+        tool: None,
+        once: true,
+    };
+    let one = |name: &str, value: &str| Map::from_iter([(name.to_owned(), Value::from(value))]);
     let scene = |name, says, damage, expected| Scene {
         name,
         says,
         damage,
         tool: "weather",
-        arguments: oslo(),
+        arguments: one("city", "Oslo"),
         expected,
     };
     vec![
-        scene("healthy", "both servers are well", Damage::None, Expected::Healthy),
-        scene("refused", "the primary refuses connections", Damage::PrimaryDown, Expected::By("secondary")),
-        scene("silent", "the primary takes the call and stays silent", Damage::Primary(always(Fault::Silent)), Expected::By("secondary")),
-        scene("503", "the primary answers 503", Damage::Primary(always(Fault::Status(503, None))), Expected::By("secondary")),
-        scene("429", "the primary throttles once: Retry-After: 1", Damage::Primary(once(Fault::Status(429, Some(1)))), Expected::By("primary")),
-        scene("500-once", "the primary answers 500 once", Damage::Primary(once(Fault::Status(500, None))), Expected::By("primary")),
-        scene("stream-cut", "the primary drops the connection in the middle of an answer", Damage::Primary(once(Fault::Cut)), Expected::By("primary")),
+        scene(
+            "healthy",
+            "both servers are well",
+            Damage::None,
+            Expected::Healthy,
+        ),
+        scene(
+            "refused",
+            "the primary refuses connections",
+            Damage::PrimaryDown,
+            Expected::By("secondary"),
+        ),
+        scene(
+            "silent",
+            "the primary takes the call and stays silent",
+            Damage::Primary(always(Fault::Silent)),
+            Expected::By("secondary"),
+        ),
+        scene(
+            "503",
+            "the primary answers 503",
+            Damage::Primary(always(Fault::Status(503, None))),
+            Expected::By("secondary"),
+        ),
+        scene(
+            "429",
+            "the primary throttles once: Retry-After: 1",
+            Damage::Primary(once(Fault::Status(429, Some(1)))),
+            Expected::By("primary"),
+        ),
+        scene(
+            "500-once",
+            "the primary answers 500 once",
+            Damage::Primary(once(Fault::Status(500, None))),
+            Expected::By("primary"),
+        ),
+        scene(
+            "stream-cut",
+            "the primary drops the connection in the middle of an answer",
+            Damage::Primary(once(Fault::Cut)),
+            Expected::By("primary"),
+        ),
         Scene {
-            arguments: json!({}),
-            ..scene("invalid-parameter", "the caller forgets an argument", Damage::None, Expected::Fails("InvalidParameter"))
+            arguments: Map::new(),
+            ..scene(
+                "invalid-parameter",
+                "the caller forgets an argument",
+                Damage::None,
+                Expected::Fails("InvalidParameter"),
+            )
         },
         Scene {
             tool: "create_ticket",
-            arguments: json!({ "title": "printer on fire" }),
-            ..scene("unsafe-timeout", "an unsafe tool acts and never answers", Damage::Primary(always(Fault::ActsThenSilent)), Expected::Unknown)
+            arguments: one("title", "printer on fire"),
+            ..scene(
+                "unsafe-timeout",
+                "an unsafe tool acts and never answers",
+                Damage::Primary(always(Fault::ActsThenSilent)),
+                Expected::Unknown,
+            )
         },
         Scene {
             tool: "search",
-            arguments: json!({ "query": "fallback" }),
+            arguments: one("query", "fallback"),
             ..scene(
                 "other-operation",
                 "`search` answers 500 on both servers",
-                Damage::Both(Broken { fault: Fault::Status(500, None), tool: Some("search"), once: false }),
+                Damage::Both(Broken {
+                    fault: Fault::Status(500, None),
+                    tool: Some("search"),
+                    once: false,
+                }),
                 Expected::OtherOperation,
             )
         },
-        scene("all-down-known", "both servers are down; the question was asked before", Damage::AllDown, Expected::Stale),
+        scene(
+            "all-down-known",
+            "both servers are down; the question was asked before",
+            Damage::AllDown,
+            Expected::Stale,
+        ),
         Scene {
-            arguments: json!({ "city": "Lima" }),
-            ..scene("all-down", "both servers are down; the question is new", Damage::AllDown, Expected::Fails("ConnectionError"))
+            arguments: one("city", "Lima"),
+            ..scene(
+                "all-down",
+                "both servers are down; the question is new",
+                Damage::AllDown,
+                Expected::Fails("ConnectionError"),
+            )
         },
-        scene("recovered", "both servers are back", Damage::None, Expected::Healthy),
+        scene(
+            "recovered",
+            "both servers are back",
+            Damage::None,
+            Expected::Healthy,
+        ),
     ]
 }
 

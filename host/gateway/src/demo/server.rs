@@ -14,7 +14,7 @@ use axum::http::{Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use futures_util::{StreamExt as _, stream};
 use rmcp::handler::server::wrapper::Parameters;
-use rmcp::model::{ServerCapabilities, ServerInfo};
+use rmcp::model::{ServerCapabilities, ServerConfig};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{ServerHandler, schemars, tool, tool_handler, tool_router};
@@ -66,7 +66,12 @@ impl Server {
             broken: ArcSwapOption::empty(),
             tickets: AtomicU32::new(0),
         });
-        let mut server = Self { name, address: ([127, 0, 0, 1], 0).into(), state, running: None };
+        let mut server = Self {
+            name,
+            address: ([127, 0, 0, 1], 0).into(),
+            state,
+            running: None,
+        };
         server.listen().await?;
         Ok(server)
     }
@@ -100,20 +105,31 @@ impl Server {
 
     /// Listens again if it was stopped.
     pub(crate) async fn listen_again(&mut self) -> anyhow::Result<()> {
-        if self.running.is_none() { self.listen().await } else { Ok(()) }
+        if self.running.is_none() {
+            self.listen().await
+        } else {
+            Ok(())
+        }
     }
 
     async fn listen(&mut self) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(self.address)
-            .await
-            .with_context(|| format!("the demo server {} cannot listen on {}", self.name, self.address))?;
+        let listener = TcpListener::bind(self.address).await.with_context(|| {
+            format!(
+                "the demo server {} cannot listen on {}",
+                self.name, self.address
+            )
+        })?;
         self.address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let state = self.state.clone();
         let mcp = StreamableHttpService::new(
             {
                 let state = state.clone();
-                move || Ok(Tools { state: state.clone() })
+                move || {
+                    Ok(Tools {
+                        state: state.clone(),
+                    })
+                }
             },
             Arc::new(LocalSessionManager::default()),
             StreamableHttpServerConfig::default().with_cancellation_token(stop.child_token()),
@@ -146,22 +162,33 @@ async fn serve(listener: TcpListener, app: Router, stop: CancellationToken) {
 }
 
 /// Does to a tool call what the switch says; everything else passes, as it does with real throttles.
-async fn break_calls(State(state): State<Arc<Shared>>, request: Request, next: Next) -> Response<Body> {
+async fn break_calls(
+    State(state): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, 1 << 20).await else {
         return status(StatusCode::PAYLOAD_TOO_LARGE, None);
     };
-    let has = |text: &str| body.windows(text.len()).any(|window| window == text.as_bytes());
+    let has = |text: &str| {
+        body.windows(text.len())
+            .any(|window| window == text.as_bytes())
+    };
     let struck = state.broken.load_full().filter(|broken| {
         has("\"tools/call\"") && broken.tool.is_none_or(|tool| has(&format!("\"{tool}\"")))
     });
     let forward = |body: Bytes| next.run(Request::from_parts(parts, Body::from(body)));
-    let Some(broken) = struck else { return forward(body).await };
+    let Some(broken) = struck else {
+        return forward(body).await;
+    };
     if broken.once {
         state.broken.store(None);
     }
     match broken.fault {
-        Fault::Status(code, retry_after) => status(StatusCode::from_u16(code).unwrap_or_default(), retry_after),
+        Fault::Status(code, retry_after) => {
+            status(StatusCode::from_u16(code).unwrap_or_default(), retry_after)
+        }
         Fault::Silent => std::future::pending().await,
         Fault::ActsThenSilent => {
             let answer = forward(body).await;
@@ -169,10 +196,16 @@ async fn break_calls(State(state): State<Arc<Shared>>, request: Request, next: N
             std::future::pending().await
         }
         Fault::Cut => {
-            let begun = stream::iter([Ok(Bytes::from_static(b"event: message\ndata: {\"jsonrpc\":\"2.0\",\"re"))]);
-            let broken = stream::iter([Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))]);
+            let begun = stream::iter([Ok(Bytes::from_static(
+                b"event: message\ndata: {\"jsonrpc\":\"2.0\",\"re",
+            ))]);
+            let broken = stream::iter([Err(std::io::Error::from(
+                std::io::ErrorKind::ConnectionReset,
+            ))]);
             let answer = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
-            answer.body(Body::from_stream(begun.chain(broken))).unwrap_or_else(|_| status(StatusCode::BAD_GATEWAY, None))
+            answer
+                .body(Body::from_stream(begun.chain(broken)))
+                .unwrap_or_else(|_| status(StatusCode::BAD_GATEWAY, None))
         }
     }
 }
@@ -181,7 +214,9 @@ fn status(code: StatusCode, retry_after: Option<u32>) -> Response<Body> {
     let mut answer = Response::new(Body::from(code.canonical_reason().unwrap_or("error")));
     *answer.status_mut() = code;
     if let Some(seconds) = retry_after {
-        answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        answer
+            .headers_mut()
+            .insert(header::RETRY_AFTER, seconds.into());
     }
     answer
 }
@@ -211,24 +246,37 @@ struct Ticket {
 
 #[tool_router]
 impl Tools {
-    #[tool(description = "The weather in a city", annotations(read_only_hint = true))]
+    #[tool(
+        description = "The weather in a city",
+        annotations(read_only_hint = true)
+    )]
     async fn weather(&self, Parameters(Place { city }): Parameters<Place>) -> String {
         format!("{city}: 21 degrees, says {}", self.state.name)
     }
 
-    #[tool(description = "Search the live index", annotations(read_only_hint = true))]
+    #[tool(
+        description = "Search the live index",
+        annotations(read_only_hint = true)
+    )]
     async fn search(&self, Parameters(Query { query }): Parameters<Query>) -> String {
         format!("3 live results for {query}, says {}", self.state.name)
     }
 
-    #[tool(description = "Search last night's copy of the index", annotations(read_only_hint = true))]
+    #[tool(
+        description = "Search last night's copy of the index",
+        annotations(read_only_hint = true)
+    )]
     async fn search_archive(&self, Parameters(Query { query }): Parameters<Query>) -> String {
         format!("2 archived results for {query}, says {}", self.state.name)
     }
 
     #[tool(
         description = "Open a ticket: doing it twice makes two tickets",
-        annotations(read_only_hint = false, destructive_hint = false, idempotent_hint = false)
+        annotations(
+            read_only_hint = false,
+            destructive_hint = false,
+            idempotent_hint = false
+        )
     )]
     async fn create_ticket(&self, Parameters(Ticket { title }): Parameters<Ticket>) -> String {
         let number = self.state.tickets.fetch_add(1, Ordering::SeqCst) + 1;
@@ -238,7 +286,7 @@ impl Tools {
 
 #[tool_handler(router = Self::tool_router())]
 impl ServerHandler for Tools {
-    fn get_info(&self) -> ServerInfo {
-        ServerInfo::new(ServerCapabilities::builder().enable_tools().build())
+    fn get_info(&self) -> ServerConfig {
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
     }
 }

@@ -18,9 +18,14 @@ pub(super) struct Told {
 
 /// The text of a tool's answer.
 pub(super) fn text(answer: &McpAnswer) -> String {
-    let Ok(result) = super::parse(answer.payload.bytes()) else { return String::new() };
+    let Ok(result) = super::parse(answer.payload.as_bytes()) else {
+        return String::new();
+    };
     let parts = result["content"].as_array().into_iter().flatten();
-    parts.filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join(" ")
+    parts
+        .filter_map(|part| part["text"].as_str())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 pub(super) fn print(number: usize, scene: &Scene, called: &Called, back: Told, tickets: u32) {
@@ -31,7 +36,10 @@ pub(super) fn print(number: usize, scene: &Scene, called: &Called, back: Told, t
         }
     }
     if number > 1 {
-        terminal::say(&format!("      the primary answers at once again after {}", millis(back.took)));
+        terminal::say(&format!(
+            "      the primary answers at once again after {}",
+            millis(back.took)
+        ));
     }
     terminal::say(&format!("\n{number:>2}. {}: `{}`", scene.says, scene.tool));
     for event in &called.told.events {
@@ -39,19 +47,29 @@ pub(super) fn print(number: usize, scene: &Scene, called: &Called, back: Told, t
             terminal::say(&format!("      {line}"));
         }
     }
-    let others = called.trouble.steps.iter().filter_map(|step| match &step.verdict {
-        Verdict::Declined => Some(&*step.strategy),
-        _ => None,
-    });
+    let others = called
+        .trouble
+        .steps
+        .iter()
+        .filter_map(|step| match &step.verdict {
+            Verdict::Declined => Some(&*step.strategy),
+            _ => None,
+        });
     let others: std::collections::BTreeSet<&str> = others.collect();
     if !others.is_empty() {
         let others: Vec<_> = others.into_iter().collect();
-        terminal::say(&format!("      asked, did not apply: {}", others.join(", ")));
+        terminal::say(&format!(
+            "      asked, did not apply: {}",
+            others.join(", ")
+        ));
     }
     let took = millis(called.told.took);
     let verdict = match (&called.answer, &called.error) {
         (Some(answer), _) => {
-            let by = called.served_by.as_deref().map_or(String::new(), |by| format!(" by {by}"));
+            let by = called
+                .served_by
+                .as_deref()
+                .map_or(String::new(), |by| format!(" by {by}"));
             let label = match &called.degraded {
                 None => String::new(),
                 Some(Degraded::Operation { operation }) => format!(", by `{operation}` instead"),
@@ -63,7 +81,11 @@ pub(super) fn print(number: usize, scene: &Scene, called: &Called, back: Told, t
             format!("{}{by}{label} in {took}: {answer}", called.outcome())
         }
         (None, Some((_, error))) => {
-            let cause = called.trouble.attempts.first().map_or(String::new(), |first| format!(": {}", first.failure));
+            let cause = called
+                .trouble
+                .attempts
+                .first()
+                .map_or(String::new(), |first| format!(": {}", first.failure));
             format!("{} in {took}: {error}{cause}", called.outcome())
         }
         (None, None) => format!("LOST after {took}"),
@@ -80,27 +102,63 @@ fn millis(duration: Duration) -> String {
 
 fn line(what: &EventKind) -> Option<String> {
     Some(match what {
-        EventKind::AttemptFailed { target, attempt, failure, duration, .. } => {
+        EventKind::AttemptFailed {
+            target,
+            attempt,
+            failure,
+            duration,
+            ..
+        } => {
             let target = target.as_deref().unwrap_or("nobody");
-            format!("attempt {attempt}, {target}: {failure} ({})", millis(*duration))
+            format!(
+                "attempt {attempt}, {target}: {failure} ({})",
+                millis(*duration)
+            )
         }
-        EventKind::RetryScheduled { strategy, target, delay, reason, .. } => {
-            format!("{strategy}: ask {target} again in {}{}", millis(*delay), because(reason))
+        EventKind::RetryScheduled {
+            strategy,
+            target,
+            delay,
+            reason,
+            ..
+        } => {
+            format!(
+                "{strategy}: ask {target} again in {}{}",
+                millis(*delay),
+                because(reason)
+            )
         }
-        EventKind::FallbackTaken { strategy, from, to, operation, reason, .. } => {
+        EventKind::FallbackTaken {
+            strategy,
+            from,
+            to,
+            operation,
+            reason,
+            ..
+        } => {
             let from = from.as_deref().unwrap_or("nobody");
             match to.as_deref() {
                 Some(to) if Some(to) != Some(from) => {
-                    format!("{strategy}: from {from} to {to}, `{operation}`{}", because(reason))
+                    format!(
+                        "{strategy}: from {from} to {to}, `{operation}`{}",
+                        because(reason)
+                    )
                 }
                 Some(to) => format!("{strategy}: `{operation}` of {to}{}", because(reason)),
                 None => format!("{strategy}: answer with data{}", because(reason)),
             }
         }
-        EventKind::ActionRefused { strategy, action, refusal, .. } => {
+        EventKind::ActionRefused {
+            strategy,
+            action,
+            refusal,
+            ..
+        } => {
             format!("{strategy}: {action:?} refused by the guard: {refusal}")
         }
-        EventKind::StrategyFaulted { strategy, message, .. } => format!("{strategy}: {message}"),
+        EventKind::StrategyFaulted {
+            strategy, message, ..
+        } => format!("{strategy}: {message}"),
         other => return health_line(other),
     })
 }
@@ -110,15 +168,23 @@ fn health_line(what: &EventKind) -> Option<String> {
         EventKind::CircuitOpened { target, open_for } => {
             format!("circuit of {target}: open for {}", millis(*open_for))
         }
-        EventKind::CircuitHalfOpened { target } => format!("circuit of {target}: half open, one call may try"),
+        EventKind::CircuitHalfOpened { target } => {
+            format!("circuit of {target}: half open, one call may try")
+        }
         EventKind::CircuitClosed { target } => format!("circuit of {target}: closed"),
         EventKind::TargetDown { target } => format!("health check: {target} is down"),
         EventKind::TargetUp { target } => format!("health check: {target} is up"),
-        EventKind::Recovered { target, after } => format!("{target} recovered after {}", millis(*after)),
+        EventKind::Recovered { target, after } => {
+            format!("{target} recovered after {}", millis(*after))
+        }
         _ => return None,
     })
 }
 
 fn because(reason: &str) -> String {
-    if reason.is_empty() { String::new() } else { format!(" ({reason})") }
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({reason})")
+    }
 }

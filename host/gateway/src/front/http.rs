@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
 use backstop::mcp::rpc;
 use futures_util::stream::{self, Stream, StreamExt};
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -33,9 +34,15 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Notifications about one request that may wait for a slow reader.
 const NOTIFICATION_QUEUE: usize = 64;
 
-/// Who may talk to the HTTP front besides programs on this machine.
-#[derive(Debug, Clone, Default)]
+/// How the HTTP front is served, and to whom.
+#[derive(Clone)]
 pub struct HttpOptions {
+    /// The path of the endpoint. Default: `/mcp`.
+    pub path: String,
+    /// What clients must send as `Authorization: Bearer TOKEN`. Default: nothing is asked for.
+    pub bearer_token: Option<String>,
+    /// The largest request body, in bytes. Default: 32 MiB.
+    pub max_body_bytes: usize,
     /// Host names (without port) a request may be addressed to. Loopback names always may; others
     /// are refused, or any web site could reach the gateway through a name of its own (DNS
     /// rebinding).
@@ -45,6 +52,31 @@ pub struct HttpOptions {
     pub allowed_origins: Vec<String>,
 }
 
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            path: "/mcp".into(),
+            bearer_token: None,
+            max_body_bytes: MAX_MESSAGE_BYTES,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+// The token is a secret.
+impl std::fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpOptions")
+            .field("path", &self.path)
+            .field("bearer_token", &self.bearer_token.as_ref().map(|_| "..."))
+            .field("max_body_bytes", &self.max_body_bytes)
+            .field("allowed_hosts", &self.allowed_hosts)
+            .field("allowed_origins", &self.allowed_origins)
+            .finish()
+    }
+}
+
 struct Front {
     router: Arc<Router>,
     options: HttpOptions,
@@ -52,22 +84,32 @@ struct Front {
     shutdown: CancellationToken,
 }
 
-/// Serves `/mcp` until `shutdown` is set; requests under way are finished first.
+/// Serves the endpoint until `shutdown` is set; requests under way are finished first.
 pub(crate) async fn serve(
     router: Arc<Router>,
     listener: TcpListener,
     options: HttpOptions,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let front = Arc::new(Front { router, options, sessions: Mutex::default(), shutdown: shutdown.clone() });
-    let app = axum::Router::new().route("/mcp", axum::routing::any(handle)).with_state(front);
+    let path = options.path.clone();
+    let front = Arc::new(Front {
+        router,
+        options,
+        sessions: Mutex::default(),
+        shutdown: shutdown.clone(),
+    });
+    let app = axum::Router::new()
+        .route(&path, axum::routing::any(handle))
+        .with_state(front);
     // Small answers must not wait for an acknowledgement (40 ms on some clients).
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
     });
-    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(async move { shutdown.cancelled().await })
+        .await
 }
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
@@ -75,13 +117,30 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     if let Err(reason) = front.admit(&parts.headers) {
         return (StatusCode::FORBIDDEN, reason).into_response();
     }
+    if !front.knows(&parts.headers) {
+        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+        return (
+            StatusCode::UNAUTHORIZED,
+            challenge,
+            "a bearer token is needed",
+        )
+            .into_response();
+    }
+    let limit = front.options.max_body_bytes.min(MAX_MESSAGE_BYTES);
     match parts.method {
-        Method::POST => match to_bytes(body, MAX_MESSAGE_BYTES).await {
+        Method::POST => match to_bytes(body, limit).await {
             Ok(body) => post(front, parts.headers, body).await,
-            Err(_) => (StatusCode::PAYLOAD_TOO_LARGE, format!("more than {MAX_MESSAGE_BYTES} bytes")).into_response(),
+            Err(_) => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("more than {limit} bytes"),
+            )
+                .into_response(),
         },
         Method::GET => listen(&front, &parts.headers),
-        Method::DELETE => match front.session_id(&parts.headers).and_then(|id| front.sessions().remove(&id)) {
+        Method::DELETE => match front
+            .session_id(&parts.headers)
+            .and_then(|id| front.sessions().remove(&id))
+        {
             Some(_) => StatusCode::NO_CONTENT.into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         },
@@ -90,7 +149,11 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
 }
 
 fn not_allowed() -> Response {
-    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST, GET, DELETE")]).into_response()
+    (
+        StatusCode::METHOD_NOT_ALLOWED,
+        [(header::ALLOW, "POST, GET, DELETE")],
+    )
+        .into_response()
 }
 
 type Sessions<'a> = std::sync::MutexGuard<'a, HashMap<String, (Arc<Session>, Instant)>>;
@@ -105,10 +168,16 @@ impl Front {
     }
 
     fn open_session(&self) -> (String, Arc<Session>) {
-        let (id, session) = (uuid::Uuid::new_v4().simple().to_string(), Arc::new(Session::default()));
+        let (id, session) = (
+            uuid::Uuid::new_v4().simple().to_string(),
+            Arc::new(Session::default()),
+        );
         let mut sessions = self.sessions();
         if sessions.len() >= MAX_SESSIONS {
-            let oldest = sessions.iter().min_by_key(|(_, (_, used))| *used).map(|(id, _)| id.clone());
+            let oldest = sessions
+                .iter()
+                .min_by_key(|(_, (_, used))| *used)
+                .map(|(id, _)| id.clone());
             oldest.and_then(|oldest| sessions.remove(&oldest));
         }
         sessions.insert(id.clone(), (session.clone(), Instant::now()));
@@ -122,18 +191,48 @@ impl Front {
         Some(session.clone())
     }
 
+    /// Whether the request carries the token, where one is asked for. Compared by digest, so that the
+    /// time it takes says nothing of the token.
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let Some(token) = &self.options.bearer_token else {
+            return true;
+        };
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.split_once(' '));
+        let given = given
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        given.is_some_and(|given| Sha256::digest(given) == Sha256::digest(token))
+    }
+
     /// Refuses requests a web page elsewhere could have made a browser send.
     fn admit(&self, headers: &HeaderMap) -> Result<(), &'static str> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         if let Some(host) = text(header::HOST) {
             let name = host_name(host);
-            if !is_loopback(name) && !self.options.allowed_hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) {
+            if !is_loopback(name)
+                && !self
+                    .options
+                    .allowed_hosts
+                    .iter()
+                    .any(|host| host.eq_ignore_ascii_case(name))
+            {
                 return Err("this host name is not allowed");
             }
         }
         if let Some(origin) = text(header::ORIGIN) {
-            let name = origin.split_once("://").map_or("", |(_, rest)| host_name(rest));
-            if !is_loopback(name) && !self.options.allowed_origins.iter().any(|allowed| allowed == origin) {
+            let name = origin
+                .split_once("://")
+                .map_or("", |(_, rest)| host_name(rest));
+            if !is_loopback(name)
+                && !self
+                    .options
+                    .allowed_origins
+                    .iter()
+                    .any(|allowed| allowed == origin)
+            {
                 return Err("this origin is not allowed");
             }
         }
@@ -150,7 +249,10 @@ fn host_name(host: &str) -> &str {
 }
 
 fn is_loopback(name: &str) -> bool {
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
@@ -189,13 +291,22 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         None => (None, Arc::default()),
     };
     session.watch(&method, params.as_ref());
-    let accepts_events = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let accepts_events = accepts_events.into_iter().any(|value| value.contains("text/event-stream"));
+    let accepts_events = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let accepts_events = accepts_events
+        .into_iter()
+        .any(|value| value.contains("text/event-stream"));
     let (out, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
     let asker = Asker {
         caller: None,
         out: accepts_events.then_some(out),
-        headers: headers.iter().filter(|(name, _)| name.as_str().starts_with("mcp-param-")).map(clone_pair).collect(),
+        headers: headers
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with("mcp-param-"))
+            .map(clone_pair)
+            .collect(),
     };
     let running = session.begin(&id);
     let router = front.router.clone();
@@ -219,7 +330,11 @@ fn clone_pair((name, value): (&HeaderName, &HeaderValue)) -> (HeaderName, Header
 type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
 
 /// Dropping what comes out of this, as the server does when the client goes away, drops the call.
-async fn respond(mut answer: Answer, mut notifications: mpsc::Receiver<Bytes>, running: Running) -> Response {
+async fn respond(
+    mut answer: Answer,
+    mut notifications: mpsc::Receiver<Bytes>,
+    running: Running,
+) -> Response {
     let cancelled = running.cancelled.clone();
     tokio::select! {
         biased;
@@ -244,8 +359,12 @@ async fn respond(mut answer: Answer, mut notifications: mpsc::Receiver<Bytes>, r
 
 /// `GET`: what servers say without being asked, for a client with a session.
 fn listen(front: &Arc<Front>, headers: &HeaderMap) -> Response {
-    let Some(id) = front.session_id(headers) else { return not_allowed() };
-    let Some(session) = front.session(&id) else { return (StatusCode::NOT_FOUND, "no such session").into_response() };
+    let Some(id) = front.session_id(headers) else {
+        return not_allowed();
+    };
+    let Some(session) = front.session(&id) else {
+        return (StatusCode::NOT_FOUND, "no such session").into_response();
+    };
     let news = front.router.news.subscribe();
     let events = stream::unfold((news, session), |(mut news, session)| async move {
         loop {
@@ -264,16 +383,28 @@ fn listen(front: &Arc<Front>, headers: &HeaderMap) -> Response {
 /// What the era without sessions requires of header fields: that they say what the message says.
 fn headers_match(headers: &HeaderMap, method: &str, params: Option<&Json>) -> Result<(), String> {
     let meta = params.and_then(|params| params.member("_meta"));
-    let Some(version) = meta.and_then(|meta| meta.text_member(META_VERSION)) else { return Ok(()) };
-    let differs = |name: &str, expected: &[u8]| headers.get(name).is_none_or(|value| value.as_bytes() != expected);
+    let Some(version) = meta.and_then(|meta| meta.text_member(META_VERSION)) else {
+        return Ok(());
+    };
+    let differs = |name: &str, expected: &[u8]| {
+        headers
+            .get(name)
+            .is_none_or(|value| value.as_bytes() != expected)
+    };
     if differs("mcp-protocol-version", version.as_bytes()) {
-        return Err(format!("`MCP-Protocol-Version` is not {version:?}, as the message says"));
+        return Err(format!(
+            "`MCP-Protocol-Version` is not {version:?}, as the message says"
+        ));
     }
     if differs("mcp-method", method.as_bytes()) {
-        return Err(format!("`Mcp-Method` is not {method:?}, as the message says"));
+        return Err(format!(
+            "`Mcp-Method` is not {method:?}, as the message says"
+        ));
     }
     match params.and_then(|params| name_of(method, params)) {
-        Some(name) if differs("mcp-name", name.as_bytes()) => Err("`Mcp-Name` is not what the message says".into()),
+        Some(name) if differs("mcp-name", name.as_bytes()) => {
+            Err("`Mcp-Name` is not what the message says".into())
+        }
         _ => Ok(()),
     }
 }
@@ -286,12 +417,21 @@ fn json(text: Bytes) -> Response {
 fn event(text: Bytes) -> Bytes {
     let mut event = Vec::with_capacity(text.len() + 24);
     event.extend_from_slice(b"event: message\ndata: ");
-    event.extend(text.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }));
+    event.extend(text.iter().map(|byte| {
+        if matches!(byte, b'\n' | b'\r') {
+            b' '
+        } else {
+            *byte
+        }
+    }));
     event.extend_from_slice(b"\n\n");
     event.into()
 }
 
 fn event_stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
-    let head = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    let head = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
     (head, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response()
 }

@@ -29,14 +29,26 @@ impl Session {
     pub(crate) fn begin(self: &Arc<Self>, id: &Json) -> Running {
         let cancelled = CancellationToken::new();
         lock(&self.requests).insert(id.bytes(), cancelled.clone());
-        Running { session: self.clone(), id: id.bytes(), cancelled }
+        Running {
+            session: self.clone(),
+            id: id.bytes(),
+            cancelled,
+        }
     }
 
     /// Takes note of a message that is no request.
     pub(crate) fn heed(&self, envelope: &Envelope) {
-        let Envelope::Notification { method, params: Some(params) } = envelope else { return };
+        let Envelope::Notification {
+            method,
+            params: Some(params),
+        } = envelope
+        else {
+            return;
+        };
         if &**method == "notifications/cancelled" {
-            let request = params.member("requestId").and_then(|id| lock(&self.requests).get(&id.bytes()).cloned());
+            let request = params
+                .member("requestId")
+                .and_then(|id| lock(&self.requests).get(&id.bytes()).cloned());
             if let Some(request) = request {
                 request.cancel();
             }
@@ -45,7 +57,9 @@ impl Session {
 
     /// Takes note of a subscription.
     pub(crate) fn watch(&self, method: &str, params: Option<&Json>) {
-        let Some(uri) = params.and_then(|params| params.text_member("uri")) else { return };
+        let Some(uri) = params.and_then(|params| params.text_member("uri")) else {
+            return;
+        };
         match method {
             "resources/subscribe" => drop(lock(&self.watched).insert(uri)),
             "resources/unsubscribe" => drop(lock(&self.watched).remove(&uri)),
@@ -55,7 +69,9 @@ impl Session {
 
     /// Whether this client is to be told.
     pub(crate) fn wants(&self, news: &News) -> bool {
-        news.uri.as_ref().is_none_or(|uri| lock(&self.watched).contains(uri))
+        news.uri
+            .as_ref()
+            .is_none_or(|uri| lock(&self.watched).contains(uri))
     }
 }
 

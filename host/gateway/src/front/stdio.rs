@@ -33,7 +33,11 @@ pub(crate) async fn serve(
     let requests = TaskTracker::new();
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    tokio::spawn(stop.clone().run_until_cancelled_owned(tell_news(router.clone(), session.clone(), out.clone())));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(tell_news(
+        router.clone(),
+        session.clone(),
+        out.clone(),
+    )));
 
     let mut input = BufReader::with_capacity(64 * 1024, input);
     let limit = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
@@ -51,7 +55,14 @@ pub(crate) async fn serve(
         }
         if line.len() >= MAX_MESSAGE_BYTES {
             let text = format!("a message is larger than {MAX_MESSAGE_BYTES} bytes");
-            let _ = out.send(envelope::error_message(None, rpc::INVALID_REQUEST, &text, None)).await;
+            let _ = out
+                .send(envelope::error_message(
+                    None,
+                    rpc::INVALID_REQUEST,
+                    &text,
+                    None,
+                ))
+                .await;
             outcome = Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
             break;
         }
@@ -66,7 +77,10 @@ pub(crate) async fn serve(
                 let running = session.begin(&id);
                 let stop = stop.clone();
                 requests.spawn(async move {
-                    let asker = Asker { out: Some(out.clone()), ..Asker::default() };
+                    let asker = Asker {
+                        out: Some(out.clone()),
+                        ..Asker::default()
+                    };
                     session.watch(&method, params.as_ref());
                     let answer = router.answer(&id, &method, params, &asker);
                     tokio::select! {
@@ -106,7 +120,10 @@ async fn tell_news(router: Arc<Router>, session: Arc<Session>, out: mpsc::Sender
     }
 }
 
-async fn write(mut outgoing: mpsc::Receiver<Bytes>, mut output: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+async fn write(
+    mut outgoing: mpsc::Receiver<Bytes>,
+    mut output: impl AsyncWrite + Unpin,
+) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(message) = outgoing.recv().await {
         buffer.clear();
@@ -114,7 +131,11 @@ async fn write(mut outgoing: mpsc::Receiver<Bytes>, mut output: impl AsyncWrite 
         // What has gathered meanwhile goes out in one write.
         while let Some(message) = next {
             // A message must be one line; inside JSON text a line feed can only be white space.
-            buffer.extend(message.iter().map(|byte| if *byte == b'\n' { b' ' } else { *byte }));
+            buffer.extend(
+                message
+                    .iter()
+                    .map(|byte| if *byte == b'\n' { b' ' } else { *byte }),
+            );
             buffer.push(b'\n');
             next = outgoing.try_recv().ok();
         }

@@ -18,7 +18,9 @@ impl Router {
     /// The answer to `initialize`, in the version the client asks for where it is spoken.
     pub(super) async fn initialize(&self, params: Option<&Json>) -> Json {
         let asked = params.and_then(|params| params.text_member("protocolVersion"));
-        let version = asked.filter(|asked| VERSIONS[1..].contains(&asked.as_str())).unwrap_or_else(|| LEGACY.into());
+        let version = asked
+            .filter(|asked| VERSIONS[1..].contains(&asked.as_str()))
+            .unwrap_or_else(|| LEGACY.into());
         let (capabilities, instructions) = self.union().await;
         let mut result = json!({
             "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info(),
@@ -45,7 +47,10 @@ impl Router {
     /// What the groups can do together. One server speaks for its group.
     async fn union(&self) -> (Map<String, Value>, Option<String>) {
         let groups = self.catalog.groups.iter().map(|group| async move {
-            let members = self.upstreams().values().filter(|upstream| upstream.spec.group == *group);
+            let members = self
+                .upstreams()
+                .values()
+                .filter(|upstream| upstream.spec.group == *group);
             let mut asked: FuturesUnordered<_> = members.map(|upstream| upstream.peer()).collect();
             let first = async {
                 while let Some(peer) = asked.next().await {
@@ -62,8 +67,10 @@ impl Router {
         let peers: Vec<&Peer> = peers.iter().flatten().map(|peer| &**peer).collect();
         let mut union = Map::new();
         for name in ["tools", "prompts", "resources", "completions", "logging"] {
-            let declared: Vec<Value> =
-                peers.iter().filter_map(|peer| peer.capabilities.member(name)?.read::<Value>().ok()).collect();
+            let declared: Vec<Value> = peers
+                .iter()
+                .filter_map(|peer| peer.capabilities.member(name)?.read::<Value>().ok())
+                .collect();
             if declared.is_empty() {
                 continue;
             }
@@ -80,7 +87,13 @@ impl Router {
             // asked for anew each time.
             union.insert("tools".into(), json!({}));
         }
-        let instructions: Vec<&str> = peers.iter().filter_map(|peer| peer.instructions.as_deref()).collect();
-        (union, (!instructions.is_empty()).then(|| instructions.join("\n\n")))
+        let instructions: Vec<&str> = peers
+            .iter()
+            .filter_map(|peer| peer.instructions.as_deref())
+            .collect();
+        (
+            union,
+            (!instructions.is_empty()).then(|| instructions.join("\n\n")),
+        )
     }
 }

@@ -22,7 +22,11 @@ const MAX_PAGES: usize = 256;
 impl Router {
     /// The list of every group, as one page. It fails only where nothing is known of any group.
     pub(crate) async fn list(&self, section: Section, asker: &Asker) -> Result<Json, Refused> {
-        let groups = self.catalog.groups.iter().map(|group| self.refresh(group, section, asker));
+        let groups = self
+            .catalog
+            .groups
+            .iter()
+            .map(|group| self.refresh(group, section, asker));
         let mut failed = None;
         let mut known = self.catalog.groups.is_empty();
         for (group, refreshed) in self.catalog.groups.iter().zip(join_all(groups).await) {
@@ -32,18 +36,32 @@ impl Router {
             known |= self.catalog.knows(group, section);
         }
         match failed {
-            Some(McpAnswer { payload: Payload::Error(error), .. }) if !known => Err(Refused {
-                code: error.member("code").and_then(|code| code.read().ok()).unwrap_or(backstop::mcp::rpc::INTERNAL_ERROR),
+            Some(McpAnswer {
+                payload: Payload::Error(error),
+                ..
+            }) if !known => Err(Refused {
+                code: error
+                    .member("code")
+                    .and_then(|code| code.read().ok())
+                    .unwrap_or(backstop::mcp::rpc::INTERNAL_ERROR),
                 message: error.text_member("message").unwrap_or_default(),
                 data: error.member("data"),
             }),
-            _ => Ok(Json::of(&json!({})).with_members(&[(section.member(), Some(&Json::of(&self.catalog.merged(section))))])),
+            _ => Ok(Json::of(&json!({})).with_members(&[(
+                section.member(),
+                Some(&Json::of(&self.catalog.merged(section))),
+            )])),
         }
     }
 
     /// Makes sure that the lists are known as far as they can be.
     pub(super) async fn load(&self, section: Section) {
-        let missing = || self.catalog.groups.iter().filter(|group| !self.catalog.knows(group, section));
+        let missing = || {
+            self.catalog
+                .groups
+                .iter()
+                .filter(|group| !self.catalog.knows(group, section))
+        };
         if missing().next().is_none() {
             return;
         }
@@ -52,10 +70,20 @@ impl Router {
         join_all(missing().map(|group| self.refresh(group, section, &asker))).await;
     }
 
-    async fn refresh(&self, group: &Arc<str>, section: Section, asker: &Asker) -> Result<(), McpAnswer> {
-        let mut peers = self.upstreams().values().filter(|upstream| upstream.spec.group == *group);
+    async fn refresh(
+        &self,
+        group: &Arc<str>,
+        section: Section,
+        asker: &Asker,
+    ) -> Result<(), McpAnswer> {
+        let mut peers = self
+            .upstreams()
+            .values()
+            .filter(|upstream| upstream.spec.group == *group);
         let lacks = |upstream: &Arc<crate::upstream::Upstream>| {
-            upstream.known_peer().is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
+            upstream
+                .known_peer()
+                .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
         };
         if peers.any(lacks) {
             self.catalog.keep(group, section, Listing::default());
@@ -76,23 +104,35 @@ impl Router {
             if let Some(target) = &served_by {
                 call = call.pin(target.clone()).without_fallback();
             }
-            let params = cursor.take().map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
+            let params = cursor
+                .take()
+                .map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
             let request = McpRequest::new(section.method(), params);
             let outcome = match self.engine.call(&self.exchange, call, &request).await {
                 Ok(outcome) => outcome,
                 Err(failed) => return Err(outcome::tell(Err(failed))),
             };
             if let Payload::Result(result) = &outcome.answer.payload {
-                items.extend(result.member(section.member()).map(|list| list.elements()).unwrap_or_default());
-                cursor = result.member("nextCursor").filter(|cursor| cursor.as_bytes() != b"null");
+                items.extend(
+                    result
+                        .member(section.member())
+                        .map(|list| list.elements())
+                        .unwrap_or_default(),
+                );
+                cursor = result
+                    .member("nextCursor")
+                    .filter(|cursor| cursor.as_bytes() != b"null");
             }
             served_by = outcome.served_by.or(served_by);
             if cursor.is_none() || served_by.is_none() {
                 break;
             }
         }
-        let trusted = served_by.and_then(|name| self.upstreams().get(&name)).is_some_and(|upstream| upstream.spec.trusted);
-        self.catalog.keep(group, section, Listing::read(section, items, trusted));
+        let trusted = served_by
+            .and_then(|name| self.upstreams().get(&name))
+            .is_some_and(|upstream| upstream.spec.trusted);
+        self.catalog
+            .keep(group, section, Listing::read(section, items, trusted));
         Ok(())
     }
 }

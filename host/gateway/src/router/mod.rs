@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backstop::call::{Level, RepeatSafety};
 use backstop::mcp::rpc;
+use backstop::operation::OperationRules;
 use backstop::{Call, Engine};
 use bytes::Bytes;
 use reqwest::header::{HeaderName, HeaderValue};
@@ -70,12 +71,20 @@ pub(crate) struct Refused {
 
 impl Refused {
     fn params(message: impl Into<String>) -> Self {
-        Self { code: rpc::INVALID_PARAMS, message: message.into(), data: None }
+        Self {
+            code: rpc::INVALID_PARAMS,
+            message: message.into(),
+            data: None,
+        }
     }
 }
 
 impl Router {
-    pub(crate) fn new(engine: Engine, upstreams: Vec<Arc<Upstream>>) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        operations: OperationRules,
+        upstreams: Vec<Arc<Upstream>>,
+    ) -> Self {
         let mut groups: Vec<Arc<str>> = Vec::new();
         for upstream in &upstreams {
             if !groups.contains(&upstream.spec.group) {
@@ -83,10 +92,24 @@ impl Router {
             }
         }
         let catalog = Arc::new(Catalog::new(groups));
-        let by_name: HashMap<_, _> = upstreams.into_iter().map(|upstream| (upstream.spec.name.clone(), upstream)).collect();
-        let exchange = McpExchange { upstreams: Arc::new(by_name), catalog: catalog.clone() };
+        let by_name: HashMap<_, _> = upstreams
+            .into_iter()
+            .map(|upstream| (upstream.spec.name.clone(), upstream))
+            .collect();
+        let exchange = McpExchange {
+            upstreams: Arc::new(by_name),
+            catalog: catalog.clone(),
+            operations: Arc::new(operations),
+        };
         let news = broadcast::channel(NEWS_QUEUE).0;
-        Self { engine, exchange, catalog, news, rounds: Mutex::default(), loading: tokio::sync::Mutex::default() }
+        Self {
+            engine,
+            exchange,
+            catalog,
+            news,
+            rounds: Mutex::default(),
+            loading: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn upstreams(&self) -> &Upstreams {
@@ -94,22 +117,38 @@ impl Router {
     }
 
     /// Answers one request; dropping the future cancels it at the server that works on it.
-    pub(crate) async fn answer(&self, id: &Json, method: &str, params: Option<Json>, asker: &Asker) -> Bytes {
+    pub(crate) async fn answer(
+        &self,
+        id: &Json,
+        method: &str,
+        params: Option<Json>,
+        asker: &Asker,
+    ) -> Bytes {
         let meta = params.as_ref().and_then(|params| params.member("_meta"));
-        let version = meta.as_ref().and_then(|meta| meta.text_member(META_VERSION));
+        let version = meta
+            .as_ref()
+            .and_then(|meta| meta.text_member(META_VERSION));
         let modern = version.is_some();
         let answered = match version {
             Some(version) if version != MODERN => Err(Refused {
                 code: rpc::UNSUPPORTED_PROTOCOL_VERSION,
                 message: format!("version {version:?} is not spoken here"),
-                data: Some(Json::of(&json!({ "supported": hello::VERSIONS, "requested": version }))),
+                data: Some(Json::of(
+                    &json!({ "supported": hello::VERSIONS, "requested": version }),
+                )),
             }),
             _ => self.dispatch(method, params, meta, asker).await,
         };
         match answered {
-            Ok(answer) if modern => envelope::answer_message(id, &outcome::typed(answer, method).payload),
+            Ok(answer) if modern => {
+                envelope::answer_message(id, &outcome::typed(answer, method).payload)
+            }
             Ok(answer) => envelope::answer_message(id, &answer.payload),
-            Err(Refused { code, message, data }) => envelope::error_message(Some(id), code, &message, data.as_ref()),
+            Err(Refused {
+                code,
+                message,
+                data,
+            }) => envelope::error_message(Some(id), code, &message, data.as_ref()),
         }
     }
 
@@ -122,7 +161,10 @@ impl Router {
     ) -> Result<McpAnswer, Refused> {
         let own = |result: Json| Ok(McpAnswer::new(Payload::Result(result)));
         if let Some(section) = Section::of_method(method) {
-            return self.list(section, asker).await.map(|result| McpAnswer::new(Payload::Result(result)));
+            return self
+                .list(section, asker)
+                .await
+                .map(|result| McpAnswer::new(Payload::Result(result)));
         }
         match method {
             "initialize" => return own(self.initialize(params.as_ref()).await),
@@ -133,14 +175,23 @@ impl Router {
         }
         let params = params.unwrap_or_else(|| Json::of(&json!({})));
         let (call, params) = self.aim(method, params).await?;
+        let call = self.exchange.operations.apply(call);
         let call = match &asker.caller {
             Some(caller) => call.caller(caller.clone()),
             None => call,
         };
         let call = self.same_round(call, &params);
         let token = meta.and_then(|meta| meta.member("progressToken"));
-        let wiring = Wiring { token, out: asker.out.clone(), headers: asker.headers.clone() };
-        let request = McpRequest { method: method.into(), params: Some(params), wiring };
+        let wiring = Wiring {
+            token,
+            out: asker.out.clone(),
+            headers: asker.headers.clone(),
+        };
+        let request = McpRequest {
+            method: method.into(),
+            params: Some(params),
+            wiring,
+        };
         let outcome = self.engine.call(&self.exchange, call, &request).await;
         if let Ok(outcome) = &outcome {
             self.remember_round(outcome);
@@ -158,23 +209,50 @@ impl Router {
             "tools/call" => {
                 let name = text("name")?;
                 let (group, own) = self.find(Section::Tools, &name).await?;
-                let safety = self.catalog.repeat_safety(&group, &own);
-                let params = if own == name { params } else { params.with_members(&[("name", Some(&Json::of(&own)))]) };
-                Ok((Call::new(group, own).level(Level::Tool).repeat_safety(safety), params))
+                let safety = self.tool_safety(&group, &own);
+                let params = if own == name {
+                    params
+                } else {
+                    params.with_members(&[("name", Some(&Json::of(&own)))])
+                };
+                Ok((
+                    Call::new(group, own)
+                        .level(Level::Tool)
+                        .repeat_safety(safety),
+                    params,
+                ))
             }
             "prompts/get" => {
                 let name = text("name")?;
                 let (group, own) = self.find(Section::Prompts, &name).await?;
-                let params = if own == name { params } else { params.with_members(&[("name", Some(&Json::of(&own)))]) };
-                Ok((Call::new(group, own).level(Level::Prompt).repeat_safety(RepeatSafety::ReadOnly), params))
+                let params = if own == name {
+                    params
+                } else {
+                    params.with_members(&[("name", Some(&Json::of(&own)))])
+                };
+                Ok((
+                    Call::new(group, own)
+                        .level(Level::Prompt)
+                        .repeat_safety(RepeatSafety::ReadOnly),
+                    params,
+                ))
             }
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = text("uri")?;
                 let group = self.find_uri(&uri).await?;
                 let read = method == "resources/read";
-                let safety = if read { RepeatSafety::ReadOnly } else { RepeatSafety::Idempotent };
+                let safety = if read {
+                    RepeatSafety::ReadOnly
+                } else {
+                    RepeatSafety::Idempotent
+                };
                 let operation = if read { uri } else { method.to_owned() };
-                Ok((Call::new(group, operation).level(Level::Resource).repeat_safety(safety), params))
+                Ok((
+                    Call::new(group, operation)
+                        .level(Level::Resource)
+                        .repeat_safety(safety),
+                    params,
+                ))
             }
             "completion/complete" => {
                 let reference = params.member("ref").unwrap_or_else(|| Json::of(&json!({})));
@@ -184,33 +262,59 @@ impl Router {
                     let (group, own) = self.find(Section::Prompts, &name).await?;
                     let reference = reference.with_members(&[("name", Some(&Json::of(&own)))]);
                     let same = own == name;
-                    (group, if same { params } else { params.with_members(&[("ref", Some(&reference))]) })
+                    (
+                        group,
+                        if same {
+                            params
+                        } else {
+                            params.with_members(&[("ref", Some(&reference))])
+                        },
+                    )
                 } else {
-                    return Err(Refused::params("`ref` names neither a prompt nor a resource"));
+                    return Err(Refused::params(
+                        "`ref` names neither a prompt nor a resource",
+                    ));
                 };
-                Ok((Call::new(group, method).level(Level::Other).repeat_safety(RepeatSafety::ReadOnly), params))
+                Ok((
+                    Call::new(group, method)
+                        .level(Level::Other)
+                        .repeat_safety(RepeatSafety::ReadOnly),
+                    params,
+                ))
             }
             _ => {
                 let message = format!("the gateway knows no method {method:?}");
-                Err(Refused { code: rpc::METHOD_NOT_FOUND, message, data: None })
+                Err(Refused {
+                    code: rpc::METHOD_NOT_FOUND,
+                    message,
+                    data: None,
+                })
             }
         }
+    }
+
+    /// Whether a tool may be called again: the operator's word, else the server's where it is trusted.
+    pub(crate) fn tool_safety(&self, group: &Arc<str>, own: &str) -> RepeatSafety {
+        let said = self.exchange.operations.repeat_safety(own);
+        said.unwrap_or_else(|| self.catalog.repeat_safety(group, own))
     }
 
     async fn find(&self, section: Section, name: &str) -> Result<(Arc<str>, String), Refused> {
         self.load(section).await;
         match self.catalog.route(section, name) {
             Route::To(group, own) => Ok((group, own)),
-            Route::Ambiguous(names) => {
-                Err(Refused::params(format!("{name:?} is offered by several groups; say one of {names:?}")))
-            }
+            Route::Ambiguous(names) => Err(Refused::params(format!(
+                "{name:?} is offered by several groups; say one of {names:?}"
+            ))),
             Route::Unknown => Err(Refused::params(format!("no group offers {name:?}"))),
         }
     }
 
     /// Which group offers a tool, and what it is called there.
     pub(crate) async fn find_tool(&self, name: &str) -> Result<(Arc<str>, String), String> {
-        self.find(Section::Tools, name).await.map_err(|refused| refused.message)
+        self.find(Section::Tools, name)
+            .await
+            .map_err(|refused| refused.message)
     }
 
     async fn find_uri(&self, uri: &str) -> Result<Arc<str>, Refused> {
@@ -218,12 +322,16 @@ impl Router {
             self.load(Section::Resources).await;
             self.load(Section::Templates).await;
         }
-        self.catalog.route_uri(uri).ok_or_else(|| Refused::params(format!("no group offers the resource {uri:?}")))
+        self.catalog
+            .route_uri(uri)
+            .ok_or_else(|| Refused::params(format!("no group offers the resource {uri:?}")))
     }
 
     /// A server that asked back is the only one that can make sense of the answer.
     fn same_round(&self, call: Call, params: &Json) -> Call {
-        let Some(state) = params.member("requestState") else { return call };
+        let Some(state) = params.member("requestState") else {
+            return call;
+        };
         let state = String::from_utf8_lossy(state.as_bytes());
         let rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         match rounds.iter().rev().find(|(known, _)| *known == state) {
@@ -233,16 +341,24 @@ impl Router {
     }
 
     fn remember_round(&self, outcome: &backstop::Outcome<McpAnswer>) {
-        let (Payload::Result(result), Some(target)) = (&outcome.answer.payload, &outcome.served_by) else { return };
+        let (Payload::Result(result), Some(target)) = (&outcome.answer.payload, &outcome.served_by)
+        else {
+            return;
+        };
         if !outcome.answer.head.input_required {
             return;
         }
-        let Some(state) = result.member("requestState") else { return };
+        let Some(state) = result.member("requestState") else {
+            return;
+        };
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         if rounds.len() >= ROUNDS_REMEMBERED {
             rounds.pop_front();
         }
-        rounds.push_back((String::from_utf8_lossy(state.as_bytes()).into_owned(), target.clone()));
+        rounds.push_back((
+            String::from_utf8_lossy(state.as_bytes()).into_owned(),
+            target.clone(),
+        ));
     }
 
     /// Every server that logs is told; one that does not, or is ill, is no reason to refuse.
@@ -273,7 +389,11 @@ impl Router {
             }
         }
         let updated = method == "notifications/resources/updated";
-        let uri = unasked.params.as_ref().filter(|_| updated).and_then(|params| params.text_member("uri"));
+        let uri = unasked
+            .params
+            .as_ref()
+            .filter(|_| updated)
+            .and_then(|params| params.text_member("uri"));
         if method.ends_with("/list_changed") || method == "notifications/message" || uri.is_some() {
             let text = envelope::notification_message(method, unasked.params.as_ref());
             // Nobody listens: nothing is lost that anybody waits for.

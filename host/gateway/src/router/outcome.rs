@@ -14,18 +14,25 @@ use crate::exchange::{McpAnswer, chain};
 use crate::upstream::UpstreamError;
 
 /// The answer to a request, from what became of its call.
-pub(crate) fn tell(outcome: Result<Outcome<McpAnswer>, Failed<McpAnswer, UpstreamError>>) -> McpAnswer {
+pub(crate) fn tell(
+    outcome: Result<Outcome<McpAnswer>, Failed<McpAnswer, UpstreamError>>,
+) -> McpAnswer {
     match outcome {
         Ok(outcome) if outcome.trouble.is_none() && outcome.degraded.is_none() => outcome.answer,
         Ok(outcome) => labelled(outcome),
         Err(failed) => {
-            let told_otherwise = failed.error.ending == Ending::FailedFast && failed.error.message.is_some();
+            let told_otherwise =
+                failed.error.ending == Ending::FailedFast && failed.error.message.is_some();
             let only = failed.error.trouble.attempts.len() <= 1 && !told_otherwise;
             match failed.raw {
                 Some(Ok(answer)) if only => answer,
                 _ => {
                     let (code, data) = (code_of(failed.error.ending), Json::of(&failed.error));
-                    McpAnswer::new(Payload::Error(error_object(code.into(), &chain(&failed.error), Some(&data))))
+                    McpAnswer::new(Payload::Error(error_object(
+                        code.into(),
+                        &chain(&failed.error),
+                        Some(&data),
+                    )))
                 }
             }
         }
@@ -33,20 +40,29 @@ pub(crate) fn tell(outcome: Result<Outcome<McpAnswer>, Failed<McpAnswer, Upstrea
 }
 
 fn labelled(outcome: Outcome<McpAnswer>) -> McpAnswer {
-    let Payload::Result(result) = &outcome.answer.payload else { return outcome.answer };
+    let Payload::Result(result) = &outcome.answer.payload else {
+        return outcome.answer;
+    };
     let label = Json::of(&json!({
         "served_by": outcome.served_by, "degraded": outcome.degraded,
         "attempts": outcome.attempts(), "call": outcome.id,
     }));
-    let meta = result.member("_meta").unwrap_or_else(|| Json::of(&json!({})));
+    let meta = result
+        .member("_meta")
+        .unwrap_or_else(|| Json::of(&json!({})));
     let meta = meta.with_members(&[("backstop", Some(&label))]);
     let payload = Payload::Result(result.with_members(&[("_meta", Some(&meta))]));
-    McpAnswer { payload, head: outcome.answer.head }
+    McpAnswer {
+        payload,
+        head: outcome.answer.head,
+    }
 }
 
 /// A result as the newest revision wants it, where it comes from a server of an older one.
 pub(super) fn typed(answer: McpAnswer, method: &str) -> McpAnswer {
-    let Payload::Result(result) = &answer.payload else { return answer };
+    let Payload::Result(result) = &answer.payload else {
+        return answer;
+    };
     if answer.head.typed {
         return answer;
     }
@@ -56,5 +72,8 @@ pub(super) fn typed(answer: McpAnswer, method: &str) -> McpAnswer {
         edits.push(("ttlMs", Some(&zero)));
         edits.push(("cacheScope", Some(&private)));
     }
-    McpAnswer { payload: Payload::Result(result.with_members(&edits)), head: answer.head }
+    McpAnswer {
+        payload: Payload::Result(result.with_members(&edits)),
+        head: answer.head,
+    }
 }

@@ -67,7 +67,12 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     pub(crate) fn fault(service: &Arc<str>, fault: Fault, message: impl Into<String>) -> Self {
-        Self::Transport { service: service.clone(), fault, message: message.into(), source: None }
+        Self::Transport {
+            service: service.clone(),
+            fault,
+            message: message.into(),
+            source: None,
+        }
     }
 
     pub(crate) fn caused(
@@ -76,6 +81,11 @@ impl UpstreamError {
         message: impl Into<String>,
         source: impl Error + Send + Sync + 'static,
     ) -> Self {
-        Self::Transport { service: service.clone(), fault, message: message.into(), source: Some(Arc::new(source)) }
+        Self::Transport {
+            service: service.clone(),
+            fault,
+            message: message.into(),
+            source: Some(Arc::new(source)),
+        }
     }
 }

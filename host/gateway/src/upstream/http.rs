@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sse::Events;
 use super::{
-    Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, MODERN, Peer, UpstreamError, Wiring, discovered, initialize_params,
-    initialized, meta,
+    Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, MODERN, Peer, UpstreamError, Wiring, discovered,
+    initialize_params, initialized, meta,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 
@@ -58,18 +58,28 @@ struct Resolver;
 impl dns::Resolve for Resolver {
     fn resolve(&self, name: dns::Name) -> dns::Resolving {
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(NoSuchHost)?;
+            let found = tokio::net::lookup_host((name.as_str(), 0))
+                .await
+                .map_err(NoSuchHost)?;
             Ok(Box::new(found.collect::<Vec<SocketAddr>>().into_iter()) as dns::Addrs)
         })
     }
 }
 
 impl Http {
-    pub(super) fn new(service: Arc<str>, url: Url, headers: HeaderMap) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(
+        service: Arc<str>,
+        url: Url,
+        headers: HeaderMap,
+    ) -> Result<Self, reqwest::Error> {
         // There is one retry loop, and credentials never follow a redirect to another host.
         let same_origin = redirect::Policy::custom(|attempt| {
             let from = attempt.previous().last().map(Url::origin);
-            if attempt.previous().len() < 5 && from == Some(attempt.url().origin()) { attempt.follow() } else { attempt.stop() }
+            if attempt.previous().len() < 5 && from == Some(attempt.url().origin()) {
+                attempt.follow()
+            } else {
+                attempt.stop()
+            }
         });
         let mut client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -77,7 +87,10 @@ impl Http {
             .retry(reqwest::retry::never())
             .tcp_nodelay(true)
             .dns_resolver(Arc::new(Resolver));
-        if url.host_str().is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]")) {
+        if url
+            .host_str()
+            .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
+        {
             client = client.no_proxy();
         }
         Ok(Self {
@@ -107,21 +120,33 @@ impl Http {
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
         let session = self.session().await?;
-        let outcome = self.exchange(Some(&session), method, params, wiring, alive).await;
+        let outcome = self
+            .exchange(Some(&session), method, params, wiring, alive)
+            .await;
         match outcome {
             Err(UpstreamError::Http { status: 404, .. }) if session.id.is_some() => {
                 self.forget(&session);
                 self.session().await?;
-                Err(UpstreamError::SessionExpired { service: self.service.clone() })
+                Err(UpstreamError::SessionExpired {
+                    service: self.service.clone(),
+                })
             }
             outcome => outcome,
         }
     }
 
     pub(super) async fn close(&self) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let session = self
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(id) = session.and_then(|session| session.id.clone()) {
-            let request = self.client.delete(self.url.clone()).headers(self.headers.clone()).header(SESSION_ID, id);
+            let request = self
+                .client
+                .delete(self.url.clone())
+                .headers(self.headers.clone())
+                .header(SESSION_ID, id);
             let _ = request.timeout(Duration::from_secs(2)).send().await;
         }
     }
@@ -133,7 +158,10 @@ impl Http {
     }
 
     fn current(&self) -> Option<Arc<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn session(self: &Arc<Self>) -> Result<Arc<Session>, UpstreamError> {
@@ -158,45 +186,99 @@ impl Http {
             Ok(session)
         });
         greeting.await.unwrap_or_else(|error| {
-            Err(UpstreamError::caused(&self.service, Fault::NotSent, "greeting it failed", error))
+            Err(UpstreamError::caused(
+                &self.service,
+                Fault::NotSent,
+                "greeting it failed",
+                error,
+            ))
         })
     }
 
     /// Asks who the server is, in the new way first.
     async fn greet(self: &Arc<Self>) -> Result<Session, UpstreamError> {
-        match self.exchange(None, "server/discover", None, &Wiring::default(), &|| {}).await {
+        match self
+            .exchange(None, "server/discover", None, &Wiring::default(), &|| {})
+            .await
+        {
             Ok(answer) => {
                 if let Some(peer) = discovered(&answer) {
-                    return Ok(Session { peer: Arc::new(peer), version: HeaderValue::from_static(MODERN), id: None });
+                    return Ok(Session {
+                        peer: Arc::new(peer),
+                        version: HeaderValue::from_static(MODERN),
+                        id: None,
+                    });
                 }
             }
             // A server of the old era may refuse it by any status of the client's fault; whatever
             // else goes wrong would go wrong again.
-            Err(UpstreamError::Http { status: 400..=499, .. } | UpstreamError::Transport { fault: Fault::Garbage, .. }) => {}
+            Err(
+                UpstreamError::Http {
+                    status: 400..=499, ..
+                }
+                | UpstreamError::Transport {
+                    fault: Fault::Garbage,
+                    ..
+                },
+            ) => {}
             Err(error) => return Err(Self::unsent(error)),
         }
         let params = initialize_params();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let response = self.post(None, "initialize", envelope::request_message(id, "initialize", Some(&params)), &params, &[]);
+        let response = self.post(
+            None,
+            "initialize",
+            envelope::request_message(id, "initialize", Some(&params)),
+            &params,
+            &[],
+        );
         let response = response.await.map_err(Self::unsent)?;
         let session_id = response.headers().get(SESSION_ID).cloned();
-        let answer = self.answer(response, id, &Wiring::default(), &|| {}).await.map_err(Self::unsent)?;
+        let answer = self
+            .answer(response, id, &Wiring::default(), &|| {})
+            .await
+            .map_err(Self::unsent)?;
         let (peer, version) = initialized(&self.service, &answer)?;
         let version = HeaderValue::from_str(&version).map_err(|error| {
-            UpstreamError::caused(&self.service, Fault::Garbage, "`initialize` chose an impossible version", error)
+            UpstreamError::caused(
+                &self.service,
+                Fault::Garbage,
+                "`initialize` chose an impossible version",
+                error,
+            )
         })?;
-        let session = Session { peer: Arc::new(peer), version, id: session_id };
+        let session = Session {
+            peer: Arc::new(peer),
+            version,
+            id: session_id,
+        };
         let initialized = envelope::notification_message("notifications/initialized", None);
-        self.post(Some(&session), "notifications/initialized", initialized, &params, &[]).await.map_err(Self::unsent)?;
+        self.post(
+            Some(&session),
+            "notifications/initialized",
+            initialized,
+            &params,
+            &[],
+        )
+        .await
+        .map_err(Self::unsent)?;
         Ok(session)
     }
 
     /// A broken handshake leaves nothing undone: the request itself was not sent.
     fn unsent(error: UpstreamError) -> UpstreamError {
         match error {
-            UpstreamError::Transport { service, fault: Fault::Reset | Fault::Eof, message, source } => {
-                UpstreamError::Transport { service, fault: Fault::NotSent, message, source }
-            }
+            UpstreamError::Transport {
+                service,
+                fault: Fault::Reset | Fault::Eof,
+                message,
+                source,
+            } => UpstreamError::Transport {
+                service,
+                fault: Fault::NotSent,
+                message,
+                source,
+            },
             error => error,
         }
     }
@@ -214,10 +296,22 @@ impl Http {
         let token = wiring.token.is_some().then_some(id);
         let translated = meta::translate(params, modern, token);
         let text = envelope::request_message(id, method, translated.as_ref());
-        let mut guard = InFlight { http: self, session: session.filter(|_| !modern), id };
+        let mut guard = InFlight {
+            http: self,
+            session: session.filter(|_| !modern),
+            id,
+        };
         let nothing = Json::of(&());
         let name_source = params.unwrap_or(&nothing);
-        let response = self.post(session.map(|session| &**session), method, text, name_source, &wiring.headers).await;
+        let response = self
+            .post(
+                session.map(|session| &**session),
+                method,
+                text,
+                name_source,
+                &wiring.headers,
+            )
+            .await;
         let outcome = match response {
             Ok(response) => self.answer(response, id, wiring, alive).await,
             Err(error) => Err(error),
@@ -260,7 +354,11 @@ impl Http {
                 request = request.header(name.clone(), value.clone());
             }
         }
-        request.body(text).send().await.map_err(|error| self.fault(error))
+        request
+            .body(text)
+            .send()
+            .await
+            .map_err(|error| self.fault(error))
     }
 
     async fn answer(
@@ -271,19 +369,38 @@ impl Http {
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
         let status = response.status();
-        let media = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media = media.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_ascii_lowercase();
+        let media = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let media = media
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         if !status.is_success() {
             let headers = Box::new(response.headers().clone());
             // The status is the news; a body that breaks off takes nothing from it.
-            let body = self.body(&mut response, ERROR_BODY_BYTES).await.unwrap_or_default();
+            let body = self
+                .body(&mut response, ERROR_BODY_BYTES)
+                .await
+                .unwrap_or_default();
             // The newest revision sends JSON-RPC errors with 400 and 404.
             if matches!(status.as_u16(), 400 | 404) {
-                if let Ok(Envelope::Answer { id: Some(_), answer }) = Envelope::parse(body.clone()) {
+                if let Ok(Envelope::Answer {
+                    id: Some(_),
+                    answer,
+                }) = Envelope::parse(body.clone())
+                {
                     return Ok(answer);
                 }
             }
-            return Err(UpstreamError::Http { service: self.service.clone(), status: status.as_u16(), headers, body });
+            return Err(UpstreamError::Http {
+                service: self.service.clone(),
+                status: status.as_u16(),
+                headers,
+                body,
+            });
         }
         if media == "text/event-stream" {
             let mut events = Events::default();
@@ -294,9 +411,9 @@ impl Http {
                     }
                 }
                 match response.chunk().await.map_err(|error| self.fault(error))? {
-                    Some(chunk) => events
-                        .feed(&chunk)
-                        .map_err(|error| UpstreamError::caused(&self.service, Fault::Garbage, "too much", error))?,
+                    Some(chunk) => events.feed(&chunk).map_err(|error| {
+                        UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
+                    })?,
                     None => {
                         let text = "the stream ended before the answer";
                         return Err(UpstreamError::fault(&self.service, Fault::Eof, text));
@@ -307,15 +424,33 @@ impl Http {
         let body = self.body(&mut response, MAX_MESSAGE_BYTES).await?;
         match Envelope::parse(body) {
             Ok(Envelope::Answer { answer, .. }) => Ok(answer),
-            Ok(_) => Err(UpstreamError::fault(&self.service, Fault::Garbage, "what came back is no answer")),
-            Err(error) => Err(UpstreamError::caused(&self.service, Fault::Garbage, "what came back is no message", error)),
+            Ok(_) => Err(UpstreamError::fault(
+                &self.service,
+                Fault::Garbage,
+                "what came back is no answer",
+            )),
+            Err(error) => Err(UpstreamError::caused(
+                &self.service,
+                Fault::Garbage,
+                "what came back is no message",
+                error,
+            )),
         }
     }
 
     /// Deals with one event; the answer to our request ends the stream.
-    fn event(&self, data: Bytes, id: u64, wiring: &Wiring, alive: &(dyn Fn() + Send + Sync)) -> Option<Payload> {
+    fn event(
+        &self,
+        data: Bytes,
+        id: u64,
+        wiring: &Wiring,
+        alive: &(dyn Fn() + Send + Sync),
+    ) -> Option<Payload> {
         match Envelope::parse(data) {
-            Ok(Envelope::Answer { id: Some(given), answer }) if given.read::<u64>().ok() == Some(id) => Some(answer),
+            Ok(Envelope::Answer {
+                id: Some(given),
+                answer,
+            }) if given.read::<u64>().ok() == Some(id) => Some(answer),
             Ok(Envelope::Notification { method, params }) => {
                 alive();
                 let out = wiring.out.as_ref()?;
@@ -340,7 +475,11 @@ impl Http {
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
             if body.len() + chunk.len() > limit {
-                return Err(UpstreamError::fault(&self.service, Fault::Garbage, format!("more than {limit} bytes")));
+                return Err(UpstreamError::fault(
+                    &self.service,
+                    Fault::Garbage,
+                    format!("more than {limit} bytes"),
+                ));
             }
             body.extend_from_slice(&chunk);
         }
@@ -363,9 +502,14 @@ impl Http {
         let (fault, text) = match kind {
             _ if error.is_builder() => (Fault::NotSent, "the request cannot be made"),
             _ if dns => (Fault::Dns, "the host's name cannot be resolved"),
-            Some(ErrorKind::InvalidData) if error.is_connect() => (Fault::Tls, "TLS could not be agreed"),
+            Some(ErrorKind::InvalidData) if error.is_connect() => {
+                (Fault::Tls, "TLS could not be agreed")
+            }
             _ if error.is_connect() => (Fault::Refused, "no connection"),
-            Some(ErrorKind::UnexpectedEof) => (Fault::Eof, "the connection ended before the answer was whole"),
+            Some(ErrorKind::UnexpectedEof) => (
+                Fault::Eof,
+                "the connection ended before the answer was whole",
+            ),
             _ if error.is_decode() => (Fault::Eof, "the answer broke off"),
             _ => (Fault::Reset, "the connection broke"),
         };
@@ -386,7 +530,11 @@ pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
         && !name.ends_with([' ', '\t'])
         && name.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
         && !(name.starts_with("=?base64?") && name.ends_with("?="));
-    Some(if plain { name } else { format!("=?base64?{}?=", BASE64.encode(name)) })
+    Some(if plain {
+        name
+    } else {
+        format!("=?base64?{}?=", BASE64.encode(name))
+    })
 }
 
 /// A request in flight in a session: cancelled at the server when nobody waits for it any more.
@@ -399,12 +547,23 @@ struct InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let (Some(session), Ok(runtime)) = (self.session, tokio::runtime::Handle::try_current()) else { return };
+        let (Some(session), Ok(runtime)) = (self.session, tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
         let (http, session, id) = (self.http.clone(), session.clone(), self.id);
         runtime.spawn(async move {
-            let params = Json::of(&serde_json::json!({ "requestId": id, "reason": "nobody waits for it any more" }));
+            let params = Json::of(
+                &serde_json::json!({ "requestId": id, "reason": "nobody waits for it any more" }),
+            );
             let text = envelope::notification_message("notifications/cancelled", Some(&params));
-            let cancel = http.post(Some(&session), "notifications/cancelled", text, &params, &[]);
+            let cancel = http.post(
+                Some(&session),
+                "notifications/cancelled",
+                text,
+                &params,
+                &[],
+            );
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, cancel).await;
         });
     }

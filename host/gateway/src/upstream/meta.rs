@@ -29,8 +29,9 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
     }
     let empty = Json::of(&json!({}));
     let present = old.clone().unwrap_or_else(|| empty.clone());
-    let keys: Vec<String> =
-        Members::of(&present).map(|m| m.0.into_iter().map(|(key, _)| key.into_owned()).collect()).unwrap_or_default();
+    let keys: Vec<String> = Members::of(&present)
+        .map(|m| m.0.into_iter().map(|(key, _)| key.into_owned()).collect())
+        .unwrap_or_default();
     let has = |name: &str| keys.iter().any(|key| key == name);
 
     let version = Json::of(MODERN);
@@ -47,7 +48,12 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
         }
     } else {
         let modern_only = [META_VERSION, META_CLIENT, META_CAPABILITIES, META_LOG_LEVEL];
-        edits.extend(modern_only.into_iter().filter(|name| has(name)).map(|name| (name, None)));
+        edits.extend(
+            modern_only
+                .into_iter()
+                .filter(|name| has(name))
+                .map(|name| (name, None)),
+        );
     }
     if token.is_some() || has("progressToken") {
         edits.push(("progressToken", token.as_ref()));
@@ -60,7 +66,11 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
     if nothing && params.is_none() {
         return None;
     }
-    Some(params.unwrap_or(&empty).with_members(&[("_meta", (!nothing).then_some(&meta))]))
+    Some(
+        params
+            .unwrap_or(&empty)
+            .with_members(&[("_meta", (!nothing).then_some(&meta))]),
+    )
 }
 
 #[cfg(test)]

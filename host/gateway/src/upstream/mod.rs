@@ -119,12 +119,17 @@ enum Link {
 }
 
 impl Upstream {
-    pub(crate) fn new(spec: ServiceSpec, unasked: mpsc::Sender<Unasked>) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(
+        spec: ServiceSpec,
+        unasked: mpsc::Sender<Unasked>,
+    ) -> Result<Self, reqwest::Error> {
         let link = match &spec.transport {
             TransportSpec::Stdio { .. } => Link::Stdio(Arc::new(stdio::Stdio::new(&spec, unasked))),
-            TransportSpec::Http { url, headers } => {
-                Link::Http(Arc::new(http::Http::new(spec.name.clone(), url.clone(), headers.clone())?))
-            }
+            TransportSpec::Http { url, headers } => Link::Http(Arc::new(http::Http::new(
+                spec.name.clone(),
+                url.clone(),
+                headers.clone(),
+            )?)),
         };
         Ok(Self { spec, link })
     }
@@ -164,8 +169,14 @@ impl Upstream {
     /// Asks for a sign of life in the server's own era: `server/discover` or `ping`. A JSON-RPC
     /// error is one, too.
     pub(crate) async fn probe(&self) -> Result<(), UpstreamError> {
-        let method = if self.peer().await?.modern { "server/discover" } else { "ping" };
-        self.request(method, None, &Wiring::default(), &|| {}).await.map(drop)
+        let method = if self.peer().await?.modern {
+            "server/discover"
+        } else {
+            "ping"
+        };
+        self.request(method, None, &Wiring::default(), &|| {})
+            .await
+            .map(drop)
     }
 
     /// Ends the connection; a child process is killed.
@@ -189,13 +200,21 @@ struct Hello {
 
 /// Reads the answer to `server/discover`: `None` where the server does not speak the modern era.
 fn discovered(answer: &Payload) -> Option<Peer> {
-    let Payload::Result(result) = answer else { return None };
+    let Payload::Result(result) = answer else {
+        return None;
+    };
     let hello: Hello = result.read().ok()?;
-    hello.supported_versions.iter().any(|version| version == MODERN).then(|| Peer {
-        modern: true,
-        capabilities: result.member("capabilities").unwrap_or_else(|| Json::of(&serde_json::json!({}))),
-        instructions: hello.instructions,
-    })
+    hello
+        .supported_versions
+        .iter()
+        .any(|version| version == MODERN)
+        .then(|| Peer {
+            modern: true,
+            capabilities: result
+                .member("capabilities")
+                .unwrap_or_else(|| Json::of(&serde_json::json!({}))),
+            instructions: hello.instructions,
+        })
 }
 
 /// Reads the answer to `initialize`: the peer and the version it chose.
@@ -203,13 +222,21 @@ fn initialized(service: &Arc<str>, answer: &Payload) -> Result<(Peer, String), U
     let garbage = |what: String| UpstreamError::fault(service, Fault::Garbage, what);
     let result = match answer {
         Payload::Result(result) => result,
-        Payload::Error(error) => return Err(garbage(format!("`initialize` was refused: {error:?}"))),
+        Payload::Error(error) => {
+            return Err(garbage(format!("`initialize` was refused: {error:?}")));
+        }
     };
-    let hello: Hello = result.read().map_err(|error| garbage(format!("`initialize`: {error}")))?;
-    let version = hello.protocol_version.ok_or_else(|| garbage("`initialize` names no version".into()))?;
+    let hello: Hello = result
+        .read()
+        .map_err(|error| garbage(format!("`initialize`: {error}")))?;
+    let version = hello
+        .protocol_version
+        .ok_or_else(|| garbage("`initialize` names no version".into()))?;
     let peer = Peer {
         modern: false,
-        capabilities: result.member("capabilities").unwrap_or_else(|| Json::of(&serde_json::json!({}))),
+        capabilities: result
+            .member("capabilities")
+            .unwrap_or_else(|| Json::of(&serde_json::json!({}))),
         instructions: hello.instructions,
     };
     Ok((peer, version))

@@ -21,7 +21,9 @@ pub(super) struct TooLarge;
 impl Events {
     /// Takes in more of the stream.
     pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<(), TooLarge> {
-        if self.buffer.len() + chunk.len() + self.data.as_ref().map_or(0, Vec::len) > MAX_MESSAGE_BYTES {
+        if self.buffer.len() + chunk.len() + self.data.as_ref().map_or(0, Vec::len)
+            > MAX_MESSAGE_BYTES
+        {
             return Err(TooLarge);
         }
         self.buffer.extend_from_slice(chunk);
@@ -31,7 +33,10 @@ impl Events {
     /// The data of the next whole event; events without data are passed over.
     pub(super) fn next(&mut self) -> Option<Bytes> {
         loop {
-            let Some(at) = self.buffer[self.scanned..].iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+            let Some(at) = self.buffer[self.scanned..]
+                .iter()
+                .position(|byte| matches!(byte, b'\n' | b'\r'))
+            else {
                 self.scanned = self.buffer.len();
                 return None;
             };

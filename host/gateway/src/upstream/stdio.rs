@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, Peer, ServiceSpec, TransportSpec, Unasked,
-    UpstreamError, Wiring, discovered, initialize_params, initialized, meta,
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, Peer, ServiceSpec,
+    TransportSpec, Unasked, UpstreamError, Wiring, discovered, initialize_params, initialized,
+    meta,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 
@@ -79,12 +80,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Stdio {
     pub(super) fn new(spec: &ServiceSpec, unasked: mpsc::Sender<Unasked>) -> Self {
-        Self { spec: spec.clone(), unasked, starting: tokio::sync::Mutex::default(), current: Mutex::default() }
+        Self {
+            spec: spec.clone(),
+            unasked,
+            starting: tokio::sync::Mutex::default(),
+            current: Mutex::default(),
+        }
     }
 
     pub(super) async fn peer(self: &Arc<Self>) -> Result<Arc<Peer>, UpstreamError> {
         let connection = self.connection().await?;
-        connection.peer.get().cloned().ok_or_else(|| connection.exited())
+        connection
+            .peer
+            .get()
+            .cloned()
+            .ok_or_else(|| connection.exited())
     }
 
     pub(super) fn known_peer(&self) -> Option<Arc<Peer>> {
@@ -98,7 +108,10 @@ impl Stdio {
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
-        self.connection().await?.request(method, params, wiring, alive).await
+        self.connection()
+            .await?
+            .request(method, params, wiring, alive)
+            .await
     }
 
     pub(super) async fn close(&self) {
@@ -109,7 +122,10 @@ impl Stdio {
     }
 
     fn alive(&self) -> Option<Arc<Connection>> {
-        lock(&self.current).as_ref().filter(|connection| !connection.ended.is_cancelled()).cloned()
+        lock(&self.current)
+            .as_ref()
+            .filter(|connection| !connection.ended.is_cancelled())
+            .cloned()
     }
 
     async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, UpstreamError> {
@@ -121,7 +137,12 @@ impl Stdio {
         let name = &self.spec.name;
         let task = tokio::spawn(async move { this.start().await });
         task.await.unwrap_or_else(|error| {
-            Err(UpstreamError::caused(name, Fault::NotSent, "starting it failed", error))
+            Err(UpstreamError::caused(
+                name,
+                Fault::NotSent,
+                "starting it failed",
+                error,
+            ))
         })
     }
 
@@ -132,28 +153,41 @@ impl Stdio {
             return Ok(connection);
         }
         if starts.closed {
-            return Err(UpstreamError::fault(name, Fault::NotSent, "the gateway is shutting down"));
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "the gateway is shutting down",
+            ));
         }
         let now = Instant::now();
         if let Some(last) = lock(&self.current).take() {
             if now.duration_since(last.born) > SOUND_LIFE {
-                *starts = Starts { initialize_only: starts.initialize_only, ..Starts::default() };
+                *starts = Starts {
+                    initialize_only: starts.initialize_only,
+                    ..Starts::default()
+                };
             }
         }
         if starts.not_before.is_some_and(|then| now < then) {
-            let text = format!("it ended {} times in a row and is not started again yet", starts.in_a_row);
+            let text = format!(
+                "it ended {} times in a row and is not started again yet",
+                starts.in_a_row
+            );
             return Err(UpstreamError::fault(name, Fault::NotSent, text));
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << starts.in_a_row.min(10)).min(LONGEST_PAUSE);
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << starts.in_a_row.min(10))
+            .min(LONGEST_PAUSE);
         starts.in_a_row += 1;
         starts.not_before = (starts.in_a_row > 1).then(|| now + pause);
-        let started = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(&mut starts)).await {
-            Ok(started) => started?,
-            Err(_) => {
-                let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
-                return Err(UpstreamError::fault(name, Fault::NotSent, text));
-            }
-        };
+        let started =
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(&mut starts)).await {
+                Ok(started) => started?,
+                Err(_) => {
+                    let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
+                    return Err(UpstreamError::fault(name, Fault::NotSent, text));
+                }
+            };
         *lock(&self.current) = Some(started.clone());
         Ok(started)
     }
@@ -194,20 +228,43 @@ impl Stdio {
     async fn initialize(&self, connection: &Arc<Connection>) -> Result<(), UpstreamError> {
         connection.modern.store(false, Ordering::Relaxed);
         let params = initialize_params();
-        let answer = connection.request("initialize", Some(&params), &Wiring::default(), &|| {}).await?;
+        let answer = connection
+            .request("initialize", Some(&params), &Wiring::default(), &|| {})
+            .await?;
         let (peer, _) = initialized(&self.spec.name, &answer)?;
-        let _ = connection.writer.send(envelope::notification_message("notifications/initialized", None)).await;
+        let _ = connection
+            .writer
+            .send(envelope::notification_message(
+                "notifications/initialized",
+                None,
+            ))
+            .await;
         let _ = connection.peer.set(Arc::new(peer));
         Ok(())
     }
 
     fn spawn(&self) -> Result<Arc<Connection>, UpstreamError> {
         let name = &self.spec.name;
-        let TransportSpec::Stdio { command, args, env, cwd } = &self.spec.transport else {
-            return Err(UpstreamError::fault(name, Fault::NotSent, "it is no child process"));
+        let TransportSpec::Stdio {
+            command,
+            args,
+            env,
+            cwd,
+        } = &self.spec.transport
+        else {
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "it is no child process",
+            ));
         };
         let mut process = Command::new(command);
-        process.args(args).envs(env).stdin(Pipe::piped()).stdout(Pipe::piped()).stderr(Pipe::piped());
+        process
+            .args(args)
+            .envs(env)
+            .stdin(Pipe::piped())
+            .stdout(Pipe::piped())
+            .stderr(Pipe::piped());
         process.kill_on_drop(true);
         if let Some(cwd) = cwd {
             process.current_dir(cwd);
@@ -215,11 +272,23 @@ impl Stdio {
         // A group of its own: a Ctrl-C at the terminal is the gateway's to act on, not the child's.
         #[cfg(unix)]
         process.process_group(0);
-        let refused = |error| UpstreamError::caused(name, Fault::Refused, format!("{command:?} cannot be started"), error);
+        let refused = |error| {
+            UpstreamError::caused(
+                name,
+                Fault::Refused,
+                format!("{command:?} cannot be started"),
+                error,
+            )
+        };
         let mut child = process.spawn().map_err(refused)?;
-        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
-            return Err(UpstreamError::fault(name, Fault::NotSent, "it has no standard streams"));
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "it has no standard streams",
+            ));
         };
         tracing::info!(service = %name, pid = child.id(), "started");
         let (writer, outgoing) = mpsc::channel(WRITE_QUEUE);
@@ -235,14 +304,23 @@ impl Stdio {
         });
         tokio::spawn(log_lines(name.clone(), stderr));
         tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
-        tokio::spawn(read(connection.clone(), child, stdout, self.unasked.clone()));
+        tokio::spawn(read(
+            connection.clone(),
+            child,
+            stdout,
+            self.unasked.clone(),
+        ));
         Ok(connection)
     }
 }
 
 impl Connection {
     fn exited(&self) -> UpstreamError {
-        UpstreamError::fault(&self.service, Fault::ProcessExit, "the process ended before it answered")
+        UpstreamError::fault(
+            &self.service,
+            Fault::ProcessExit,
+            "the process ended before it answered",
+        )
     }
 
     async fn request(
@@ -255,14 +333,23 @@ impl Connection {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let token = wiring.token.is_some().then_some(id);
         let modern = self.modern.load(Ordering::Relaxed);
-        let text = envelope::request_message(id, method, meta::translate(params, modern, token).as_ref());
+        let text =
+            envelope::request_message(id, method, meta::translate(params, modern, token).as_ref());
         let (answer, mut answered) = oneshot::channel();
         let (progress, mut progressed) = mpsc::channel(PROGRESS_QUEUE);
         let progress = wiring.token.is_some().then_some(progress);
         lock(&self.pending).insert(id, Waiter { answer, progress });
-        let mut guard = InFlight { connection: self, id, sent: false };
+        let mut guard = InFlight {
+            connection: self,
+            id,
+            sent: false,
+        };
         if self.ended.is_cancelled() || self.writer.send(text).await.is_err() {
-            return Err(UpstreamError::fault(&self.service, Fault::NotSent, "the process has ended"));
+            return Err(UpstreamError::fault(
+                &self.service,
+                Fault::NotSent,
+                "the process has ended",
+            ));
         }
         guard.sent = method != "initialize";
         loop {
@@ -291,27 +378,42 @@ impl Connection {
         };
         match envelope {
             Envelope::Answer { id, answer } => {
-                let waiter = id.and_then(|id| id.read::<u64>().ok()).and_then(|id| lock(&self.pending).remove(&id));
+                let waiter = id
+                    .and_then(|id| id.read::<u64>().ok())
+                    .and_then(|id| lock(&self.pending).remove(&id));
                 match waiter {
                     Some(waiter) => drop(waiter.answer.send(answer)),
-                    None => tracing::debug!(service = %self.service, "an answer nobody waits for is dropped"),
+                    None => {
+                        tracing::debug!(service = %self.service, "an answer nobody waits for is dropped")
+                    }
                 }
             }
             Envelope::Notification { method, params } if &*method == "notifications/progress" => {
                 let Some(params) = params else { return };
-                let token = params.member("progressToken").and_then(|token| token.read::<u64>().ok());
+                let token = params
+                    .member("progressToken")
+                    .and_then(|token| token.read::<u64>().ok());
                 let pending = lock(&self.pending);
-                let waiter = token.and_then(|token| pending.get(&token)).and_then(|waiter| waiter.progress.as_ref());
+                let waiter = token
+                    .and_then(|token| pending.get(&token))
+                    .and_then(|waiter| waiter.progress.as_ref());
                 if let Some(progress) = waiter {
                     let _ = progress.try_send(params);
                 }
             }
             Envelope::Notification { method, params } => {
-                let _ = unasked.try_send(Unasked { service: self.service.clone(), method, params });
+                let _ = unasked.try_send(Unasked {
+                    service: self.service.clone(),
+                    method,
+                    params,
+                });
             }
             Envelope::Request { id, method, .. } => {
                 let answer = if &*method == "ping" {
-                    envelope::answer_message(&id, &Payload::Result(Json::of(&serde_json::json!({}))))
+                    envelope::answer_message(
+                        &id,
+                        &Payload::Result(Json::of(&serde_json::json!({}))),
+                    )
                 } else {
                     let text = format!("the gateway does not forward {method:?}");
                     envelope::error_message(Some(&id), rpc::METHOD_NOT_FOUND, &text, None)
@@ -334,17 +436,26 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let unanswered = lock(&self.connection.pending).remove(&self.id).is_some();
         if unanswered && self.sent {
-            let params = Json::of(&serde_json::json!({ "requestId": self.id, "reason": "nobody waits for it any more" }));
+            let params = Json::of(
+                &serde_json::json!({ "requestId": self.id, "reason": "nobody waits for it any more" }),
+            );
             let text = envelope::notification_message("notifications/cancelled", Some(&params));
             let _ = self.connection.writer.try_send(text);
         }
     }
 }
 
-async fn write(mut outgoing: mpsc::Receiver<Bytes>, mut stdin: ChildStdin, ended: CancellationToken) {
+async fn write(
+    mut outgoing: mpsc::Receiver<Bytes>,
+    mut stdin: ChildStdin,
+    ended: CancellationToken,
+) {
     while let Some(Some(message)) = ended.run_until_cancelled(outgoing.recv()).await {
         // A message must be one line; inside JSON text a line feed can only be white space.
-        let mut line: Vec<u8> = message.into_iter().map(|byte| if byte == b'\n' { b' ' } else { byte }).collect();
+        let mut line: Vec<u8> = message
+            .into_iter()
+            .map(|byte| if byte == b'\n' { b' ' } else { byte })
+            .collect();
         line.push(b'\n');
         let written = async {
             stdin.write_all(&line).await?;
@@ -384,7 +495,9 @@ async fn read(
 }
 
 /// One line, without its end; `None` at the end of the stream.
-async fn next_line(stream: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<Option<Vec<u8>>> {
+async fn next_line(
+    stream: &mut (impl AsyncBufReadExt + Unpin),
+) -> std::io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     let limit = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
     stream.take(limit).read_until(b'\n', &mut line).await?;
@@ -395,7 +508,10 @@ async fn next_line(stream: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Resu
             Ok(Some(line))
         }
         Some(_) if line.len() < MAX_MESSAGE_BYTES => Ok(Some(line)),
-        Some(_) => Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a line is too long")),
+        Some(_) => Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            "a line is too long",
+        )),
     }
 }
 
@@ -403,7 +519,11 @@ async fn log_lines(service: Arc<str>, stream: impl AsyncRead + Unpin) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     // Cut long lines rather than hold them: this is a log.
-    while let Ok(1..) = (&mut stream).take(8 * 1024).read_until(b'\n', &mut line).await {
+    while let Ok(1..) = (&mut stream)
+        .take(8 * 1024)
+        .read_until(b'\n', &mut line)
+        .await
+    {
         tracing::info!(target: "backstop::stderr", service = %service, "{}", String::from_utf8_lossy(&line).trim_end());
         line.clear();
     }

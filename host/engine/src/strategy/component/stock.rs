@@ -3,18 +3,20 @@
 
 macro_rules! stock {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_bytes!(concat!("../../../stock/", $name, ".wasm")).as_slice())),*]
+        &[$(($name, include_bytes!(concat!("../../../stock/", $name, ".wasm")))),*]
     };
 }
 
+const STOCK: &[(&str, &[u8])] = stock![
+    "retry",
+    "service-failover",
+    "model-failover",
+    "operation-fallback",
+    "data-fallback",
+    "fail-fast",
+];
+
 /// Every stock strategy: its plugin name, and its component.
 pub fn stock() -> &'static [(&'static str, &'static [u8])] {
-    stock![
-        "retry",
-        "service-failover",
-        "model-failover",
-        "operation-fallback",
-        "data-fallback",
-        "fail-fast",
-    ]
+    STOCK
 }
