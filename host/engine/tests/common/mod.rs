@@ -1,6 +1,7 @@
 //! A scripted exchange and small native strategies: what the tests of the call loop are told in.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
