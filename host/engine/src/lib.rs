@@ -28,6 +28,8 @@ pub mod operation;
 pub mod random;
 pub mod registry;
 pub mod retry;
+#[cfg(feature = "rmcp")]
+pub mod rmcp;
 pub mod strategy;
 
 #[cfg(all(feature = "config", feature = "component"))]
