@@ -14,11 +14,8 @@ use support::WeatherServer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let servers = (
-        WeatherServer::start("primary")?,
-        WeatherServer::start("backup")?,
-    );
     // What a client of two servers has already.
+    let servers = WeatherServer::pair()?;
     let primary = ().serve(Http::from_uri(servers.0.url())).await?;
     let backup = ().serve(Http::from_uri(servers.1.url())).await?;
 
@@ -32,13 +29,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let city = serde_json::Map::from_iter([("city".to_owned(), "Oslo".into())]);
     let call = CallToolRequestParams::new("weather").with_arguments(city);
-    println!(
-        "{}",
-        serde_json::to_string(&client.call_tool(call.clone()).await?.content)?
-    );
+    println!("{:?}", client.call_tool(call.clone()).await?);
     servers.0.stop().await;
-    let result = client.call_tool(call).await?;
-    println!("{}", serde_json::to_string(&result.content)?);
-    println!("{}", serde_json::to_string(&result.meta)?);
+    println!("{:?}", client.call_tool(call).await?);
     Ok(())
 }

@@ -44,6 +44,11 @@ pub struct Seen {
 }
 
 impl WeatherServer {
+    /// A "primary" and a "backup".
+    pub fn pair() -> Result<(Self, Self), Box<dyn Error>> {
+        Ok((Self::start("primary")?, Self::start("backup")?))
+    }
+
     pub fn start(name: &str) -> Result<Self, Box<dyn Error>> {
         let seen = Seen::named(name);
         let runtime = tokio::runtime::Builder::new_multi_thread()
