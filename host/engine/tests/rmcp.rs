@@ -7,6 +7,7 @@ mod support;
 use std::error::Error;
 use std::future::Future;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,13 @@ const SILENCE: Duration = Duration::from_millis(400);
 async fn engine_with(config: &str) -> Engine {
     let loaded = Config::parse(config, Path::new("test.toml"), &|_| None);
     assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
-    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
-    let assembled = backstop::assemble(&loaded.config, Path::new("test.toml"), &runtime);
+    // Compiled once for all tests, and kept: a strategy takes longer to compile than to be tested.
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled-strategies");
+        std::fs::create_dir_all(&folder).unwrap();
+        Runtime::new(RuntimeOptions::default().with_cache(folder)).unwrap()
+    });
+    let assembled = backstop::assemble(&loaded.config, Path::new("test.toml"), &RUNTIME);
     let assembled = assembled.await.unwrap();
     assert!(assembled.diagnostics.is_empty());
     assembled.engine
