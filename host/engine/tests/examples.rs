@@ -1,12 +1,11 @@
 //! The examples run by themselves, and do what they say.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-use std::path::PathBuf;
 use std::process::Command;
 
 /// What an example prints. Cargo builds the examples with the tests, in a folder beside theirs.
 fn run(name: &str) -> String {
-    let mut path = PathBuf::from(std::env::current_exe().unwrap());
+    let mut path = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
     path.push("examples");

@@ -160,6 +160,21 @@ async fn a_tools_own_error_is_its_answer_and_no_other_server_is_asked() {
 }
 
 #[tokio::test]
+async fn a_tools_own_error_from_the_backup_says_who_gave_it() {
+    let Pair {
+        primary,
+        client,
+        _services,
+        backup: _backup,
+    } = pair().await;
+    primary.stop().await;
+    let result = client.call_tool(CallToolRequestParams::new("fail")).await;
+    let result = result.unwrap();
+    assert_eq!(result.is_error, Some(true));
+    assert_eq!(result.meta.unwrap()["backstop"]["served_by"], "backup");
+}
+
+#[tokio::test]
 async fn an_error_of_the_server_keeps_its_code_and_data_and_is_not_retried() {
     let pair = pair().await;
     let error = pair.client.call_tool(weather("")).await.unwrap_err();

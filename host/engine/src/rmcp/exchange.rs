@@ -51,8 +51,12 @@ impl McpExchange {
         }
     }
 
-    /// Waits for lists that are on their way.
-    async fn hints_settled(&self) {
+    /// Waits for lists that are on their way, unless a tool is known already.
+    async fn hints_settled(&self, tool: &str) {
+        let told = |server: &Arc<Server>| server.hints.of(tool).is_some();
+        if self.operations.repeat_safety(tool).is_some() || self.servers.values().any(told) {
+            return;
+        }
         let all = self.servers.values().map(|server| async {
             server.hints.refresh(&server.peer.load_full()).await;
         });
@@ -91,7 +95,7 @@ impl Exchange for McpExchange {
         }
         let good = matches!(&response, Ok(CallToolResponse::Complete(result)) if result.is_error != Some(true));
         if !good {
-            self.hints_settled().await;
+            self.hints_settled(&request.params.name).await;
         }
         response.map_err(RequestError::Service)
     }

@@ -52,7 +52,7 @@ use std::sync::Arc;
 use ::rmcp::model::{CallToolRequestParams, CallToolResponse, CallToolResult, MetaObject};
 use ::rmcp::service::{Peer, RoleClient};
 use arc_swap::ArcSwap;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::call::{Call, Ending, Failed, Level, Outcome};
 use crate::engine::Engine;
@@ -130,7 +130,21 @@ impl FallbackClient {
             Ok(outcome) => labelled(outcome),
             Err(failed) => match (failed.error.ending, failed.raw) {
                 // A strategy that ends a call has the last word.
-                (Ending::Exhausted, Some(Ok(CallToolResponse::Complete(result)))) => Ok(result),
+                (Ending::Exhausted, Some(Ok(CallToolResponse::Complete(mut result)))) => {
+                    let attempts = &failed.error.trouble.attempts;
+                    if attempts.len() > 1 {
+                        // A silent attempt brings no answer: this one is of an attempt before it.
+                        let answered = attempts.iter().rev().find(|made| !made.failure.silent);
+                        label(
+                            &mut result,
+                            json!({
+                                "served_by": answered.map(|made| &made.target),
+                                "attempts": attempts.len(), "call": failed.error.id,
+                            }),
+                        );
+                    }
+                    Ok(result)
+                }
                 (_, raw) => Err(CallToolError::new(failed.error, raw)),
             },
         }
@@ -198,7 +212,7 @@ impl fmt::Debug for FallbackClient {
 
 /// The result of an outcome, with its history in `_meta` where it has one.
 fn labelled(outcome: Outcome<CallToolResponse>) -> Result<CallToolResult, CallToolError> {
-    let label = (outcome.trouble.is_some() || outcome.degraded.is_some()).then(|| {
+    let history = (outcome.trouble.is_some() || outcome.degraded.is_some()).then(|| {
         json!({
             "served_by": outcome.served_by, "degraded": outcome.degraded,
             "attempts": outcome.attempts(), "call": outcome.id,
@@ -207,11 +221,15 @@ fn labelled(outcome: Outcome<CallToolResponse>) -> Result<CallToolResult, CallTo
     let CallToolResponse::Complete(mut result) = outcome.answer else {
         return Err(CallToolError::unexpected(outcome.id));
     };
-    if let Some(label) = label {
-        let meta = result.meta.get_or_insert_with(MetaObject::new);
-        meta.insert(SERVED_META.to_owned(), label);
+    if let Some(history) = history {
+        label(&mut result, history);
     }
     Ok(result)
+}
+
+fn label(result: &mut CallToolResult, history: Value) {
+    let meta = result.meta.get_or_insert_with(MetaObject::new);
+    meta.insert(SERVED_META.to_owned(), history);
 }
 
 /// What a [`FallbackClient`] is made of.
