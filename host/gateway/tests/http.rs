@@ -24,9 +24,15 @@ struct Forgetful {
 
 async fn forgetful(State(state): State<Forgetful>, headers: HeaderMap, body: String) -> Response {
     let message: Value = serde_json::from_str(&body).unwrap();
-    let Some(id) = message.get("id") else { return StatusCode::ACCEPTED.into_response() };
+    let Some(id) = message.get("id") else {
+        return StatusCode::ACCEPTED.into_response();
+    };
     let answer = |key: &str, value: &str| {
-        ([("content-type", "application/json")], format!(r#"{{"jsonrpc":"2.0","id":{id},"{key}":{value}}}"#)).into_response()
+        (
+            [("content-type", "application/json")],
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"{key}":{value}}}"#),
+        )
+            .into_response()
     };
     match message["method"].as_str().unwrap() {
         "initialize" => {
@@ -34,17 +40,29 @@ async fn forgetful(State(state): State<Forgetful>, headers: HeaderMap, body: Str
             let hello = json!({ "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
                 "serverInfo": { "name": "odd", "version": "1" } });
             let mut response = answer("result", &hello.to_string());
-            response.headers_mut().insert("mcp-session-id", session.to_string().parse().unwrap());
+            response
+                .headers_mut()
+                .insert("mcp-session-id", session.to_string().parse().unwrap());
             response
         }
-        "tools/list" => answer("result", r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0}]}"#),
+        "tools/list" => answer(
+            "result",
+            r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0}]}"#,
+        ),
         "tools/call" => {
             let call = state.calls.fetch_add(1, Ordering::SeqCst) + 1;
             let session: u32 = headers["mcp-session-id"].to_str().unwrap().parse().unwrap();
             if call > 1 && session == 1 {
                 return (StatusCode::NOT_FOUND, "who are you?").into_response();
             }
-            answer("result", ODD)
+            answer(
+                "result",
+                if session == 1 {
+                    ODD
+                } else {
+                    r#"{"content":[{"type":"text","text":"renewed"}]}"#
+                },
+            )
         }
         _ => answer("error", r#"{"code":-32601,"message":"no such method"}"#),
     }
@@ -54,7 +72,9 @@ async fn odd_server() -> (String, Forgetful) {
     let state = Forgetful::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
-    let app = axum::Router::new().route("/", axum::routing::post(forgetful)).with_state(state.clone());
+    let app = axum::Router::new()
+        .route("/", axum::routing::post(forgetful))
+        .with_state(state.clone());
     tokio::spawn(async move { axum::serve(listener, app).await });
     (url, state)
 }
@@ -64,10 +84,19 @@ async fn a_tools_own_error_arrives_byte_for_byte() {
     let (url, _) = odd_server().await;
     let gateway = gateway(vec![http("odd", &url)]);
     let mut wire = Wire::to(&gateway);
-    wire.send(r#"{"jsonrpc":"2.0","id":"x","method":"tools/call","params":{"name":"odd"}}"#).await;
-    assert_eq!(wire.line().await, format!(r#"{{"jsonrpc":"2.0","id":"x","result":{ODD}}}"#));
-    wire.send(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#).await;
-    assert!(wire.line().await.contains(r#"{"name":"odd","inputSchema":{},"vendor" : 1.0}"#));
+    wire.send(r#"{"jsonrpc":"2.0","id":"x","method":"tools/call","params":{"name":"odd"}}"#)
+        .await;
+    assert_eq!(
+        wire.line().await,
+        format!(r#"{{"jsonrpc":"2.0","id":"x","result":{ODD}}}"#)
+    );
+    wire.send(r#"{"jsonrpc":"2.0","id":2,"method":"tools/list"}"#)
+        .await;
+    assert!(
+        wire.line()
+            .await
+            .contains(r#"{"name":"odd","inputSchema":{},"vendor" : 1.0}"#)
+    );
     gateway.shut_down().await;
 }
 
@@ -76,15 +105,19 @@ async fn a_forgotten_session_is_made_anew_once_and_the_call_repeated_by_the_engi
     let (url, state) = odd_server().await;
     let gateway = gateway(vec![http("odd", &url)]);
     let mut wire = Wire::to(&gateway);
-    let call = |id: u32| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"odd"}}}}"#);
+    let call = |id: u32| {
+        format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"odd"}}}}"#)
+    };
     wire.ask(&call(0)).await;
     for id in 1..=8 {
         wire.send(&call(id)).await;
     }
     for _ in 1..=8 {
         let answer = wire.json().await;
-        // A tool's own error is the answer; after another attempt it is told with the attempts.
-        assert!(answer.to_string().contains("SessionExpired") || answer["result"]["isError"] == true, "{answer}");
+        assert_eq!(
+            answer["result"]["content"][0]["text"], "renewed",
+            "{answer}"
+        );
     }
     assert_eq!(state.sessions.load(Ordering::SeqCst), 2);
     gateway.shut_down().await;
@@ -108,10 +141,16 @@ async fn the_http_front_speaks_the_era_with_sessions() {
     let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
         "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } } });
     let response = post(&front, &[], hello).await;
-    let session = response.headers()["mcp-session-id"].to_str().unwrap().to_owned();
+    let session = response.headers()["mcp-session-id"]
+        .to_str()
+        .unwrap()
+        .to_owned();
     let hello: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
     assert_eq!(hello["result"]["protocolVersion"], "2025-11-25");
-    assert!(hello["result"]["capabilities"]["tools"].is_object(), "{hello}");
+    assert!(
+        hello["result"]["capabilities"]["tools"].is_object(),
+        "{hello}"
+    );
 
     let with = [("mcp-session-id", session.as_str())];
     let echo = json!({ "jsonrpc": "2.0", "id": "e", "method": "tools/call",
@@ -126,10 +165,18 @@ async fn the_http_front_speaks_the_era_with_sessions() {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let events = response.text().await.unwrap();
     assert_eq!(events.matches("\"progressToken\":9").count(), 3, "{events}");
-    assert!(events.trim_end().lines().last().unwrap().contains("worked"), "{events}");
+    assert!(
+        events.trim_end().lines().last().unwrap().contains("worked"),
+        "{events}"
+    );
 
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let ended = client.delete(&front).header("mcp-session-id", &session).send().await.unwrap();
+    let ended = client
+        .delete(&front)
+        .header("mcp-session-id", &session)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(ended.status(), 204);
     assert_eq!(post(&front, &with, echo).await.status(), 404);
     assert_eq!(client.get(&front).send().await.unwrap().status(), 405);
@@ -145,17 +192,45 @@ async fn the_http_front_speaks_the_era_without_sessions_and_checks_its_headers()
         "io.modelcontextprotocol/clientInfo": { "name": "t", "version": "1" },
         "io.modelcontextprotocol/clientCapabilities": {} });
     let discover = json!({ "jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": { "_meta": meta } });
-    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "server/discover")];
-    let answer: Value = serde_json::from_str(&post(&front, &headers, discover.clone()).await.text().await.unwrap()).unwrap();
-    assert_eq!(answer["result"]["supportedVersions"][0], "2026-07-28", "{answer}");
+    let headers = [
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "server/discover"),
+    ];
+    let answer: Value = serde_json::from_str(
+        &post(&front, &headers, discover.clone())
+            .await
+            .text()
+            .await
+            .unwrap(),
+    )
+    .unwrap();
+    assert_eq!(
+        answer["result"]["supportedVersions"][0], "2026-07-28",
+        "{answer}"
+    );
     assert_eq!(answer["result"]["resultType"], "complete");
 
     let echo = json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/call",
         "params": { "name": "echo", "arguments": { "text": "hi" }, "_meta": meta } });
-    let headers = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/call"), ("mcp-name", "echo")];
-    let answer: Value = serde_json::from_str(&post(&front, &headers, echo.clone()).await.text().await.unwrap()).unwrap();
+    let headers = [
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "tools/call"),
+        ("mcp-name", "echo"),
+    ];
+    let answer: Value = serde_json::from_str(
+        &post(&front, &headers, echo.clone())
+            .await
+            .text()
+            .await
+            .unwrap(),
+    )
+    .unwrap();
     assert_eq!(answer["result"]["content"][0]["text"], "hi", "{answer}");
-    let lying = [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tools/call"), ("mcp-name", "other")];
+    let lying = [
+        ("mcp-protocol-version", "2026-07-28"),
+        ("mcp-method", "tools/call"),
+        ("mcp-name", "other"),
+    ];
     let response = post(&front, &lying, echo).await;
     assert_eq!(response.status(), 400);
     assert!(response.text().await.unwrap().contains("-32020"));
@@ -167,9 +242,24 @@ async fn a_page_elsewhere_cannot_reach_the_gateway() {
     let gateway = gateway(vec![]);
     let front = serve_http(&gateway).await;
     let ping = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping" });
-    assert_eq!(post(&front, &[("origin", "https://evil.example")], ping.clone()).await.status(), 403);
-    assert_eq!(post(&front, &[("host", "evil.example")], ping.clone()).await.status(), 403);
-    assert_eq!(post(&front, &[("origin", "http://localhost:3000")], ping).await.status(), 200);
+    assert_eq!(
+        post(&front, &[("origin", "https://evil.example")], ping.clone())
+            .await
+            .status(),
+        403
+    );
+    assert_eq!(
+        post(&front, &[("host", "evil.example")], ping.clone())
+            .await
+            .status(),
+        403
+    );
+    assert_eq!(
+        post(&front, &[("origin", "http://localhost:3000")], ping)
+            .await
+            .status(),
+        200
+    );
     gateway.shut_down().await;
 }
 
@@ -179,7 +269,8 @@ async fn a_client_that_hangs_up_takes_its_call_with_it() {
     let (url, _server) = http_server(seen.clone()).await;
     let gateway = gateway(vec![http("h", &url)]);
     let front = serve_http(&gateway).await;
-    let hang = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "hang" } });
+    let hang =
+        json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "hang" } });
     let waiting = tokio::spawn(async move { post(&front, &[], hang).await });
     until(|| seen.started.load(Ordering::SeqCst) == 1).await;
     waiting.abort();

@@ -17,13 +17,18 @@ use support::{Fixture, Seen, Wire, child, gateway, http, http_server, until};
 async fn child_server() {
     if std::env::var_os("BACKSTOP_TEST_CHILD").is_some() {
         eprintln!("a line for the log");
-        let running = Fixture::default().serve(rmcp::transport::io::stdio()).await.unwrap();
+        let running = Fixture::default()
+            .serve(rmcp::transport::io::stdio())
+            .await
+            .unwrap();
         running.waiting().await.unwrap();
     }
 }
 
 fn call(id: &str, tool: &str, arguments: &str) -> String {
-    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}"#)
+    format!(
+        r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}"#
+    )
 }
 
 #[tokio::test]
@@ -37,7 +42,10 @@ async fn an_rmcp_client_lists_and_calls_through_the_gateway() {
     let tools = client.list_all_tools().await.unwrap();
     assert!(tools.iter().any(|tool| tool.name == "echo"));
     let arguments = json!({ "text": "hi" }).as_object().cloned().unwrap();
-    let answer = client.call_tool(CallToolRequestParams::new("echo").with_arguments(arguments)).await.unwrap();
+    let answer = client
+        .call_tool(CallToolRequestParams::new("echo").with_arguments(arguments))
+        .await
+        .unwrap();
     assert_eq!(answer.content[0].as_text().unwrap().text, "hi");
     gateway.shut_down().await;
 }
@@ -48,12 +56,19 @@ async fn errors_and_ids_of_every_shape_come_back_as_they_are() {
     let mut wire = Wire::to(&gateway);
     let refused = wire.ask(&call(r#""a\u0041\"""#, "refuse", "{}")).await;
     assert_eq!(refused["id"], "aA\"");
-    assert_eq!(refused["error"], json!({ "code": 7, "message": "not today", "data": { "vendor": [1, 2] } }));
+    assert_eq!(
+        refused["error"],
+        json!({ "code": 7, "message": "not today", "data": { "vendor": [1, 2] } })
+    );
     let failed = wire.ask(&call("-5", "fail", "{}")).await;
     assert_eq!(failed["id"], -5);
     assert_eq!(failed["result"]["isError"], true);
     assert!(failed["result"]["_meta"]["backstop"].is_null());
-    assert_eq!(wire.ask(r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#).await["error"]["code"], -32601);
+    assert_eq!(
+        wire.ask(r#"{"jsonrpc":"2.0","id":1,"method":"no/such"}"#)
+            .await["error"]["code"],
+        -32601
+    );
     assert_eq!(wire.ask("{broken").await["error"]["code"], -32700);
     assert_eq!(wire.ask("[]").await["error"]["code"], -32600);
     gateway.shut_down().await;
@@ -68,13 +83,24 @@ async fn a_slow_call_holds_no_other_back_and_can_be_taken_back() {
     wire.send(&call("\"slow\"", "hang", "{}")).await;
     until(|| seen.started.load(Ordering::SeqCst) == 1).await;
     for id in 0..20 {
-        wire.send(&call(&id.to_string(), "echo", &json!({ "text": format!("t{id}") }).to_string())).await;
+        wire.send(&call(
+            &id.to_string(),
+            "echo",
+            &json!({ "text": format!("t{id}") }).to_string(),
+        ))
+        .await;
     }
     for _ in 0..20 {
         let answer = wire.json().await;
-        assert_eq!(answer["result"]["content"][0]["text"], format!("t{}", answer["id"]));
+        assert_eq!(
+            answer["result"]["content"][0]["text"],
+            format!("t{}", answer["id"])
+        );
     }
-    wire.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"slow"}}"#).await;
+    wire.send(
+        r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"slow"}}"#,
+    )
+    .await;
     until(|| seen.cancelled.load(Ordering::SeqCst) == 1).await;
     gateway.shut_down().await;
 }
@@ -85,8 +111,12 @@ async fn a_child_hears_of_a_call_taken_back_and_works_on() {
     let mut wire = Wire::to(&gateway);
     wire.ask(&call("1", "echo", r#"{"text":"x"}"#)).await;
     wire.send(&call("2", "hang", "{}")).await;
-    wire.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":2}}"#).await;
-    assert_eq!(wire.ask(&call("3", "echo", r#"{"text":"y"}"#)).await["result"]["content"][0]["text"], "y");
+    wire.send(r#"{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":2}}"#)
+        .await;
+    assert_eq!(
+        wire.ask(&call("3", "echo", r#"{"text":"y"}"#)).await["result"]["content"][0]["text"],
+        "y"
+    );
     gateway.shut_down().await;
 }
 
@@ -108,9 +138,15 @@ async fn progress_comes_back_under_the_clients_own_token() {
         while answers < 2 {
             let message = wire.json().await;
             if message["method"] == "notifications/progress" {
-                progress.push((message["params"]["progressToken"].to_string(), message["params"]["progress"].to_string()));
+                progress.push((
+                    message["params"]["progressToken"].to_string(),
+                    message["params"]["progress"].to_string(),
+                ));
             } else {
-                assert_eq!(message["result"]["content"][0]["text"], "worked", "{message}");
+                assert_eq!(
+                    message["result"]["content"][0]["text"], "worked",
+                    "{message}"
+                );
                 answers += 1;
             }
         }
@@ -123,7 +159,8 @@ async fn progress_comes_back_under_the_clients_own_token() {
 }
 
 #[tokio::test]
-async fn a_child_that_dies_during_a_call_that_must_not_be_repeated_leaves_the_outcome_unknown_and_is_started_again() {
+async fn a_child_that_dies_during_a_call_that_must_not_be_repeated_leaves_the_outcome_unknown_and_is_started_again()
+ {
     let gateway = gateway(vec![child("c"), child("d")]);
     let mut wire = Wire::to(&gateway);
     let died = wire.ask(&call("1", "exit", "{}")).await;

@@ -1,5 +1,11 @@
 //! Servers behind the gateway, and a gateway over them.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +23,9 @@ use rmcp::transport::streamable_http_server::session::local::LocalSessionManager
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
 use rmcp::{Peer, RoleServer, schemars, tool, tool_router};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf};
+use tokio::io::{
+    AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -52,14 +60,19 @@ impl Fixture {
 
     #[tool]
     async fn refuse(&self) -> Result<String, rmcp::ErrorData> {
-        Err(rmcp::ErrorData::new(rmcp::model::ErrorCode(7), "not today", Some(json!({ "vendor": [1, 2] }))))
+        Err(rmcp::ErrorData::new(
+            rmcp::model::ErrorCode(7),
+            "not today",
+            Some(json!({ "vendor": [1, 2] })),
+        ))
     }
 
     #[tool]
     async fn work(&self, meta: RequestMetaObject, client: Peer<RoleServer>) -> String {
         let token = meta.get_progress_token().expect("a progress token");
         for step in 1..=3 {
-            let progress = ProgressNotificationParam::new(token.clone(), f64::from(step)).with_total(3.0);
+            let progress =
+                ProgressNotificationParam::new(token.clone(), f64::from(step)).with_total(3.0);
             client.notify_progress(progress).await.unwrap();
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
@@ -91,13 +104,24 @@ pub async fn http_server(seen: Arc<Seen>) -> (String, tokio_util::sync::DropGuar
         StreamableHttpServerConfig::default().with_cancellation_token(stop.child_token()),
     );
     let app = axum::Router::new().nest_service("/mcp", service);
-    tokio::spawn(stop.clone().run_until_cancelled_owned(async move { axum::serve(listener, app).await }));
+    tokio::spawn(
+        stop.clone()
+            .run_until_cancelled_owned(async move { axum::serve(listener, app).await }),
+    );
     (url, stop.drop_guard())
 }
 
 pub fn http(name: &str, url: &str) -> ServiceSpec {
-    let transport = TransportSpec::Http { url: url.parse().unwrap(), headers: Default::default() };
-    ServiceSpec { name: name.into(), group: "g".into(), trusted: true, transport }
+    let transport = TransportSpec::Http {
+        url: url.parse().unwrap(),
+        headers: Default::default(),
+    };
+    ServiceSpec {
+        name: name.into(),
+        group: "g".into(),
+        trusted: true,
+        transport,
+    }
 }
 
 /// This test program as a child that is an MCP server: see `child_server`. The test harness writes
@@ -110,7 +134,12 @@ pub fn child(name: &str) -> ServiceSpec {
         env: BTreeMap::from([("BACKSTOP_TEST_CHILD".into(), "1".into())]),
         cwd: None,
     };
-    ServiceSpec { name: name.into(), group: "g".into(), trusted: true, transport }
+    ServiceSpec {
+        name: name.into(),
+        group: "g".into(),
+        trusted: true,
+        transport,
+    }
 }
 
 /// Retries an expired session, otherwise goes to the next server.
@@ -125,9 +154,16 @@ impl Strategy for Recover {
     }
     fn action(&self, situation: &Situation) -> Decision {
         if situation.failure.kind == Kind::SESSION_EXPIRED {
-            Action::Retry { delay: Some(Duration::ZERO) }.into()
+            Action::Retry {
+                delay: Some(Duration::ZERO),
+            }
+            .into()
         } else {
-            Action::SwitchTarget { target: None, target_kind: None }.into()
+            Action::SwitchTarget {
+                target: None,
+                target_kind: None,
+            }
+            .into()
         }
     }
 }
@@ -136,11 +172,15 @@ impl Strategy for Recover {
 pub fn gateway(services: Vec<ServiceSpec>) -> Gateway {
     let engine = Engine::builder().build().unwrap();
     for (place, service) in (0..).zip(&services) {
-        let spec = TargetSpec::service(service.name.clone(), service.group.clone()).priority(-place);
-        engine.registry().register(spec.build().unwrap()).unwrap();
+        let spec =
+            TargetSpec::service(service.name.clone(), service.group.clone()).priority(-place);
+        engine.registry().register(spec).unwrap();
     }
-    engine.strategies().add(Entry::native(Arc::new(Recover)).unwrap()).unwrap();
-    Gateway::new(engine, services).unwrap()
+    engine
+        .strategies()
+        .add(Entry::native(Recover).unwrap())
+        .unwrap();
+    Gateway::new(engine, Default::default(), services).unwrap()
 }
 
 /// A client that reads and writes lines.
@@ -156,15 +196,25 @@ impl Wire {
         let gateway = gateway.clone();
         tokio::spawn(async move { gateway.serve_stream(input, output).await });
         let (read, write) = tokio::io::split(ours);
-        Self { lines: BufReader::new(read).lines(), write }
+        Self {
+            lines: BufReader::new(read).lines(),
+            write,
+        }
     }
 
     pub async fn send(&mut self, line: &str) {
-        self.write.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+        self.write
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .unwrap();
     }
 
     pub async fn line(&mut self) -> String {
-        tokio::time::timeout(Duration::from_secs(30), self.lines.next_line()).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(Duration::from_secs(30), self.lines.next_line())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 
     pub async fn json(&mut self) -> Value {
@@ -193,5 +243,7 @@ pub async fn until(what: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it never came to be");
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .expect("it never came to be");
 }
