@@ -23,7 +23,7 @@ impl Engine {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let engine = Engine::builder().build()?;
-    /// engine.registry().register(TargetSpec::service("primary", "search").build()?)?;
+    /// engine.registry().register(TargetSpec::service("primary", "search"))?;
     ///
     /// let outcome = engine
     ///     .execute(Call::new("search", "lookup"), |target| async move {

@@ -1,6 +1,7 @@
 //! A scripted exchange and small native strategies: what the tests of the call loop are told in.
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -34,7 +35,7 @@ pub enum Reply {
 /// Replies by `target/operation`, then by `target`; the last one of a list stays.
 #[derive(Default)]
 pub struct Script {
-    replies: Mutex<HashMap<String, Vec<Reply>>>,
+    pub replies: Mutex<HashMap<String, Vec<Reply>>>,
     pub sent: Mutex<Vec<(String, String, Instant)>>,
     pub read_only: Vec<&'static str>,
     pub keep: bool,
@@ -240,10 +241,7 @@ pub fn build(
 ) -> Engine {
     let engine = builder.random(backstop::random::seeded(1)).build().unwrap();
     for (at, name) in services.iter().enumerate() {
-        let spec = TargetSpec::service(*name, "g")
-            .priority(-(at as i32))
-            .build()
-            .unwrap();
+        let spec = TargetSpec::service(*name, "g").priority(-(at as i32));
         engine.registry().register(spec).unwrap();
     }
     for strategy in strategies {

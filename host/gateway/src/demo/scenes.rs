@@ -196,7 +196,6 @@ call = "4s"
 attempt = "400ms"
 
 [circuit]
-consecutive_failures = 3
 open_for = "300ms"
 max_open = "500ms"
 jitter = 0

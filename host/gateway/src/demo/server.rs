@@ -14,10 +14,10 @@ use axum::http::{Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use futures_util::{StreamExt as _, stream};
 use rmcp::handler::server::wrapper::Parameters;
-use rmcp::model::{ServerCapabilities, ServerConfig};
+use rmcp::model::{CallToolResult, ContentBlock, ServerCapabilities, ServerConfig};
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::{StreamableHttpServerConfig, StreamableHttpService};
-use rmcp::{ServerHandler, schemars, tool, tool_handler, tool_router};
+use rmcp::{ErrorData, ServerHandler, schemars, tool, tool_handler, tool_router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -199,9 +199,11 @@ async fn break_calls(
             let begun = stream::iter([Ok(Bytes::from_static(
                 b"event: message\ndata: {\"jsonrpc\":\"2.0\",\"re",
             ))]);
-            let broken = stream::iter([Err(std::io::Error::from(
-                std::io::ErrorKind::ConnectionReset,
-            ))]);
+            // Later, or nothing of the answer would leave before the connection breaks.
+            let broken = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset))
+            });
             let answer = Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
             answer
                 .body(Body::from_stream(begun.chain(broken)))
@@ -229,7 +231,7 @@ struct Tools {
 #[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
 struct Place {
     /// A city.
-    city: String,
+    city: Option<String>,
 }
 
 #[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
@@ -250,8 +252,13 @@ impl Tools {
         description = "The weather in a city",
         annotations(read_only_hint = true)
     )]
-    async fn weather(&self, Parameters(Place { city }): Parameters<Place>) -> String {
-        format!("{city}: 21 degrees, says {}", self.state.name)
+    async fn weather(
+        &self,
+        Parameters(Place { city }): Parameters<Place>,
+    ) -> Result<CallToolResult, ErrorData> {
+        let city = city.ok_or_else(|| ErrorData::invalid_params("`city` is missing", None))?;
+        let text = format!("{city}: 21 degrees, says {}", self.state.name);
+        Ok(CallToolResult::success(vec![ContentBlock::text(text)]))
     }
 
     #[tool(

@@ -35,7 +35,7 @@ pub(super) fn print(number: usize, scene: &Scene, called: &Called, back: Told, t
             terminal::say(&format!("      {line}"));
         }
     }
-    if number > 1 {
+    if !back.events.is_empty() {
         terminal::say(&format!(
             "      the primary answers at once again after {}",
             millis(back.took)
