@@ -4,7 +4,8 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic
+    clippy::panic,
+    clippy::print_stdout
 )]
 
 use std::collections::BTreeMap;
@@ -85,6 +86,17 @@ impl Fixture {
         cancelled.cancelled().await;
         self.seen.cancelled.fetch_add(1, Ordering::SeqCst);
         "cancelled".into()
+    }
+
+    #[tool]
+    async fn babble(&self) -> String {
+        println!("not a message {{");
+        "babbled".into()
+    }
+
+    #[tool]
+    async fn pid(&self) -> String {
+        std::process::id().to_string()
     }
 
     #[tool]
