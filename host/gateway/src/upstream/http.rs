@@ -22,6 +22,8 @@ use crate::envelope::{self, Envelope, Json, Payload};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of an error's body is kept.
 const ERROR_BODY_BYTES: usize = 64 * 1024;
+/// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
+const TRANSPORT_REFUSAL: i64 = -32000;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -124,7 +126,9 @@ impl Http {
             .exchange(Some(&session), method, params, wiring, alive)
             .await;
         match outcome {
-            Err(UpstreamError::Http { status: 404, .. }) if session.id.is_some() => {
+            Err(UpstreamError::Http {
+                status, ref body, ..
+            }) if session.id.is_some() && refuses_session(status, body) => {
                 self.forget(&session);
                 self.session().await?;
                 Err(UpstreamError::SessionExpired {
@@ -566,5 +570,42 @@ impl Drop for InFlight<'_> {
             );
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, cancel).await;
         });
+    }
+}
+
+/// Whether an answer to a request with a session id says that the server does not know the session:
+/// 404 (MCP 2025-11-25, transports, session management), or, from servers after the pattern of the
+/// TypeScript SDK's examples, 400 with an error of the transport that belongs to no request.
+fn refuses_session(status: u16, body: &Bytes) -> bool {
+    match status {
+        404 => true,
+        400 => matches!(
+            Envelope::parse(body.clone()),
+            Ok(Envelope::Answer { id: None, answer: Payload::Error(error) })
+                if error.member("code").and_then(|code| code.read().ok()) == Some(TRANSPORT_REFUSAL)
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_refused_with_404_or_as_the_typescript_sdk_does_it() {
+        let refuses = |status, body: &'static str| refuses_session(status, &body.into());
+        assert!(refuses(404, "who are you?"));
+        let text = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}"#;
+        assert!(refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Bad Request: Server not initialized"}}"#;
+        assert!(refuses(400, text));
+
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}"#;
+        assert!(!refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32000,"message":"of the tool"}}"#;
+        assert!(!refuses(400, text));
+        assert!(!refuses(400, "Bad Request"));
+        assert!(!refuses(503, ""));
     }
 }
