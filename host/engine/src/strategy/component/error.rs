@@ -97,7 +97,9 @@ pub enum LoadError {
         reason: String,
     },
     /// No instance could be made, or `metadata` failed.
-    #[error("plugin {plugin}: `metadata` failed: the plugin {source}: mend the plugin, or remove it")]
+    #[error(
+        "plugin {plugin}: `metadata` failed: the plugin {source}: mend the plugin, or remove it"
+    )]
     Metadata {
         plugin: String,
         source: StrategyFault,
