@@ -56,7 +56,7 @@ def mistakes(misbehave, stock_plugin):
         ),
         "unknown key": Mistake(
             ["backstop.toml:10:1:", "service[1].prioriti", 'did you mean "priority"'],
-            service("second", command="cat").replace("command", "prioriti = 1\ncommand"),
+            service("second", prioriti=1, group="other", url="http://127.0.0.1:9/mcp"),
         ),
         "missing plugin folder": Mistake(
             ["backstop.toml:1:", "plugins", "no such folder"], folder=False
