@@ -15,10 +15,13 @@ use super::{
     DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, UpstreamError, Wiring, discovered,
     initialize_params, initialized, meta, name_of,
 };
-use crate::envelope::{self, Json, Payload};
+use crate::envelope::{self, Envelope, Json, Payload};
 use response::Resolver;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
+const TRANSPORT_REFUSAL: i64 = -32000;
+
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
@@ -102,7 +105,9 @@ impl Http {
             .exchange(Some(&session), method, params, wiring, alive)
             .await;
         match outcome {
-            Err(UpstreamError::Http { status: 404, .. }) if session.id.is_some() => {
+            Err(UpstreamError::Http {
+                status, ref body, ..
+            }) if session.id.is_some() && refuses_session(status, body) => {
                 self.forget(&session);
                 self.session().await?;
                 Err(UpstreamError::SessionExpired {
@@ -373,5 +378,42 @@ impl Drop for InFlight<'_> {
             );
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, cancel).await;
         });
+    }
+}
+
+/// Whether an answer to a request with a session id says that the server does not know the session:
+/// 404 (MCP 2025-11-25, transports, session management), or, from servers after the pattern of the
+/// TypeScript SDK's examples, 400 with an error of the transport that belongs to no request.
+fn refuses_session(status: u16, body: &Bytes) -> bool {
+    match status {
+        404 => true,
+        400 => matches!(
+            Envelope::parse(body.clone()),
+            Ok(Envelope::Answer { id: None, answer: Payload::Error(error) })
+                if error.member("code").and_then(|code| code.read().ok()) == Some(TRANSPORT_REFUSAL)
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_refused_with_404_or_as_the_typescript_sdk_does_it() {
+        let refuses = |status, body: &'static str| refuses_session(status, &body.into());
+        assert!(refuses(404, "who are you?"));
+        let text = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}"#;
+        assert!(refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Bad Request: Server not initialized"}}"#;
+        assert!(refuses(400, text));
+
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}"#;
+        assert!(!refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32000,"message":"of the tool"}}"#;
+        assert!(!refuses(400, text));
+        assert!(!refuses(400, "Bad Request"));
+        assert!(!refuses(503, ""));
     }
 }
