@@ -169,7 +169,8 @@ pub(super) fn duration(
                 let read = parse_duration(text);
                 if read.is_none()
                     && text
-                        .strip_prefix('-').is_none_or(|text| parse_duration(text).is_none())
+                        .strip_prefix('-')
+                        .is_none_or(|text| parse_duration(text).is_none())
                 {
                     return Err(Issue::error(
                         "not a duration",
