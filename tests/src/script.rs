@@ -14,6 +14,8 @@ use tokio::time::Instant;
 #[derive(Clone)]
 pub enum Reply {
     Good(&'static str),
+    /// Takes a while, then answers.
+    Slow(Duration, &'static str),
     Bad(Failure),
     Silent,
 }
@@ -118,6 +120,10 @@ impl Exchange for Script {
         });
         match self.reply(&target, &request.operation) {
             Reply::Good(text) => Ok(text.into()),
+            Reply::Slow(delay, text) => {
+                tokio::time::sleep(delay).await;
+                Ok(text.into())
+            }
             Reply::Bad(failure) => Err(failure),
             Reply::Silent => std::future::pending().await,
         }

@@ -48,7 +48,11 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file("core.wasm", CORE_MODULE.to_vec()),
                 text: "",
-                says: &["core", "a core WebAssembly module", "wasm-tools component new"],
+                says: &[
+                    "core",
+                    "a core WebAssembly module",
+                    "wasm-tools component new",
+                ],
                 also: &[],
             },
         ),
@@ -66,7 +70,11 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file(
                     "other.wasm",
-                    patched(&strategy, "backstop:strategy/policy@", "acmecorp:strategy/policy@"),
+                    patched(
+                        &strategy,
+                        "backstop:strategy/policy@",
+                        "acmecorp:strategy/policy@",
+                    ),
                 ),
                 text: "",
                 says: &[
@@ -128,7 +136,11 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: None,
                 text: "[[strategy]]\nplugin = \"retry\"\nname = \"mine\"\n[[strategy]]\nplugin = \"fail-fast\"\nname = \"mine\"\n[[strategy]]\nplugin = \"retry\"\n[[strategy]]\nplugin = \"fail-fast\"\n",
-                says: &["strategy[2].name", "\"mine\"", "Give this strategy a name of its own"],
+                says: &[
+                    "strategy[2].name",
+                    "\"mine\"",
+                    "Give this strategy a name of its own",
+                ],
                 also: &["mine"],
             },
         ),

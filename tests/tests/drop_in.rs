@@ -22,7 +22,10 @@ fn drop_in(home: &Path, name: &str) {
 }
 
 fn text(more: &str) -> String {
-    format!("plugins = \"plugins\"\n{}{more}", services(&["a", "b", "c"]))
+    format!(
+        "plugins = \"plugins\"\n{}{more}",
+        services(&["a", "b", "c"])
+    )
 }
 
 /// A call whose best target, `a`, refuses the connection.
@@ -107,7 +110,8 @@ async fn one_component_is_used_twice_under_two_names_with_two_configurations() {
 async fn a_strategy_that_is_not_enabled_takes_no_part() {
     let home = home();
     drop_in(home.path(), "prefer-named.wasm");
-    let off = format!("{PREFER_C}enabled = false\n[[strategy]]\nplugin = \"retry\"\nenabled = false\n");
+    let off =
+        format!("{PREFER_C}enabled = false\n[[strategy]]\nplugin = \"retry\"\nenabled = false\n");
     let started = start_in(home.path(), &text(&off)).await;
     assert!(started.diagnostics.is_empty(), "{:#?}", started.diagnostics);
     let names = started.strategies();

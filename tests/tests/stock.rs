@@ -102,7 +102,10 @@ async fn the_other_rows_of_the_table_hold_as_well(stock: Stock) {
         (Kind::INTERNAL_SERVER_ERROR, &[200, 400, 0]),
         (Kind::GATEWAY_TIMEOUT, &[500, 1000, 0]),
         (Kind::STREAM_INTERRUPTED, &[100, 200, 400, 0]),
-        (Kind::TOO_MANY_REQUESTS, &[1000, 2000, 4000, 8000, 16_000, 0]),
+        (
+            Kind::TOO_MANY_REQUESTS,
+            &[1000, 2000, 4000, 8000, 16_000, 0],
+        ),
     ] {
         let engine = begin(stock, &services(&["a", "b"])).await;
         let script = Script::default()
@@ -170,7 +173,9 @@ async fn a_throttle_is_waited_out_as_long_as_the_server_asks_up_to_five_times(st
     assert_eq!(gaps.len(), 5, "{gaps:?}");
     assert!(gaps.iter().all(|gap| *gap >= hint), "{gaps:?}");
     // The first two waits of the table are shorter than the hint, which then holds alone.
-    assert!(gaps[0] <= hint + Duration::from_millis(2) && gaps[1] <= hint + Duration::from_millis(2));
+    assert!(
+        gaps[0] <= hint + Duration::from_millis(2) && gaps[1] <= hint + Duration::from_millis(2)
+    );
     assert!(gaps[4] >= Duration::from_secs(8), "{gaps:?}");
     assert_eq!(error.cause.retry_after, Some(hint));
 }
@@ -190,11 +195,7 @@ async fn a_throttle_with_a_long_hint_is_left_for_another_target(stock: Stock) {
 }
 
 async fn what_is_the_callers_fault_is_asked_once_and_told(stock: Stock) {
-    for kind in [
-        Kind::INVALID_PARAMETER,
-        Kind::UNAUTHORIZED,
-        Kind::FORBIDDEN,
-    ] {
+    for kind in [Kind::INVALID_PARAMETER, Kind::UNAUTHORIZED, Kind::FORBIDDEN] {
         let engine = begin(stock, &services(&["a", "b"])).await;
         let script = Script::default()
             .on("a", bad(kind.clone()))
@@ -346,7 +347,15 @@ plugin = "retry"
 config.importance = { none_below = 10, one_below = 20, more_from = 80, extra_retries = 1 }
 config.policies.ConnectionError = { max_retries = 2, intervals = "fixed", initial_ms = 40 }
 "#;
-    for (importance, retries) in [(9, 0), (10, 1), (19, 1), (20, 2), (79, 2), (80, 3), (100, 3)] {
+    for (importance, retries) in [
+        (9, 0),
+        (10, 1),
+        (19, 1),
+        (20, 2),
+        (79, 2),
+        (80, 3),
+        (100, 3),
+    ] {
         let engine = begin(stock, &text).await;
         let script = Script::default().on("a", bad(Kind::CONNECTION_ERROR));
         let call = Call::new("g", "search").importance(importance);
@@ -382,7 +391,7 @@ async fn no_wait_is_begun_that_the_deadline_would_cut(stock: Stock) {
 
 /// The components inside the library are those of the source: told the same, they decide the same.
 #[tokio::test]
-async fn both_sources_decide_alike_to_the_millisecond() {
+async fn both_sources_decide_alike_down_to_the_delays() {
     let text = services(&["a", "b"]) + &model("m") + "[cache]\n";
     let kinds = Kind::WELL_KNOWN.iter().cloned();
     for kind in kinds.chain([Kind::new("QuotaOfTeamSpent")]) {
@@ -394,9 +403,10 @@ async fn both_sources_decide_alike_to_the_millisecond() {
                 script.set(target, bad(kind.clone()));
             }
             let error = call(&engine, &script).await.unwrap_err();
+            let attempts = error.trouble.attempts.iter();
             told.push((
                 script.targets(),
-                script.gaps(),
+                attempts.map(|attempt| attempt.delay).collect::<Vec<_>>(),
                 error.ending,
                 error.message.clone(),
                 steps(&error.trouble),
