@@ -56,7 +56,7 @@ def mistakes(misbehave, stock_plugin):
         ),
         "unknown key": Mistake(
             ["backstop.toml:10:1:", "service[1].prioriti", 'did you mean "priority"'],
-            service("second", command="cat").replace("command", "prioriti = 1\ncommand"),
+            service("second", prioriti=1, group="other", url="http://127.0.0.1:9/mcp"),
         ),
         "missing plugin folder": Mistake(
             ["backstop.toml:1:", "plugins", "no such folder"], folder=False
@@ -87,12 +87,12 @@ def mistakes(misbehave, stock_plugin):
             {"bad": stock_plugin[: len(stock_plugin) // 2]},
         ),
         "trap in configure": Mistake(
-            ["backstop.toml", "bad.wasm", "configure", "trap"],
+            ["backstop.toml", "bad.wasm", "configure", "trap", "mend the plugin"],
             strategy("bad", config={"when": "configure", "how": "trap"}),
             {"bad": misbehave},
         ),
         "loop in configure": Mistake(
-            ["backstop.toml", "bad.wasm", "configure", "deadline"],
+            ["backstop.toml", "bad.wasm", "configure", "did not decide within", "mend the plugin"],
             strategy("bad", config={"when": "configure", "how": "loop"}),
             {"bad": misbehave},
         ),
@@ -113,7 +113,12 @@ def mistakes(misbehave, stock_plugin):
             routes("first", ("a", "b")) + routes("second", ("b", "a")),
         ),
         "no such command": Mistake(
-            ["backstop.toml:10:", "service[1].command", "no-such-program-anywhere"],
+            [
+                "backstop.toml",
+                'service "missing".command',
+                'the command "no-such-program-anywhere" does not exist',
+                "install it or correct the name",
+            ],
             service("missing", command="no-such-program-anywhere"),
         ),
     }

@@ -22,7 +22,7 @@ from processes import (
 
 # What is found out within seconds here takes half a minute by default.
 QUICK = table(
-    "[health]", interval="200ms", timeout="2s", rise=1, fall=1, slow_start="0s"
+    "[health]", interval="500ms", timeout="500ms", rise=1, fall=1, slow_start="0s"
 ) + table("[circuit]", open_for="300ms", max_open="1s")
 
 READ_ONLY = table("[[operation]]", match="*", repeat="read-only")

@@ -22,7 +22,9 @@ def test_the_demo_saves_what_can_be_saved_within_fifteen_seconds():
     assert summary["saved"] == sum(call["outcome"] == "saved" for call in calls) >= 7
     assert summary["failed_clean"] >= 1
     saved = [call for call in calls if call["outcome"] == "saved"]
-    assert all(call["strategies"] and call["served_by"] for call in saved)
+    assert all(call["strategies"] for call in saved)
+    # A stored answer is served by nobody, and says that it is one.
+    assert all(call["served_by"] or call["degraded"] for call in saved)
     assert calls[-1]["served_by"] == calls[0]["served_by"], "the primary is used again"
     assert took < 15, f"{took:.1f} s"
 

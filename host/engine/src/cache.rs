@@ -3,7 +3,7 @@
 //! Results of MCP tools have no time to live, so answering from an earlier one is an explicit
 //! policy: nothing is kept unless a cache is configured, nothing is given back unless a strategy
 //! proposes it, and it is always labelled stale, with its age. An answer that is not marked as
-//! shared goes back only to the caller it was given to.
+//! shared goes back only to the caller it was given to, and is not kept for a caller who is not known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,10 +118,11 @@ impl LastKnownGood {
             .unwrap_or(self.limits.max_age)
             .min(self.limits.max_age)
             .min(MAX_AGE);
-        let scope = if retained.shared {
-            None
-        } else {
-            Some(caller.unwrap_or_else(|| "".into()))
+        let scope = match (retained.shared, caller) {
+            (true, _) => None,
+            (false, Some(caller)) => Some(caller),
+            // Nobody it could be given back to.
+            (false, None) => return,
         };
         self.kept.insert(
             (key, scope),
@@ -141,10 +142,12 @@ impl LastKnownGood {
         caller: Option<&Arc<str>>,
         now: Instant,
     ) -> Option<KnownGood> {
-        let own = Some(caller.cloned().unwrap_or_else(|| "".into()));
-        let mut scoped = (key, own);
-        let mut kept = self.kept.get(&scoped).filter(|kept| now < kept.until);
-        scoped.1 = None;
+        let mut scoped = (key, caller.cloned());
+        let mut kept = None;
+        if scoped.1.is_some() {
+            kept = self.kept.get(&scoped).filter(|kept| now < kept.until);
+            scoped.1 = None;
+        }
         let shared = self.kept.get(&scoped).filter(|kept| now < kept.until);
         if let Some(shared) = shared
             && kept.as_ref().is_none_or(|own| own.at < shared.at)
@@ -211,6 +214,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nothing_private_is_kept_for_a_caller_nobody_knows() {
+        let store = LastKnownGood::new(CacheLimits::default());
+        let (now, private) = (Instant::now(), answer("1", false));
+        store.keep(key("{}"), None, "t".into(), private, now);
+        assert!(store.find(key("{}"), None, now).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_answer_carries_its_age_and_ends() {
         let store = LastKnownGood::new(CacheLimits {
             max_age: Duration::from_secs(60),
@@ -220,7 +231,7 @@ mod tests {
             key(r#"{"a":1,"b":2}"#),
             None,
             "t".into(),
-            answer("1", false),
+            answer("1", true),
             Instant::now(),
         );
         tokio::time::advance(Duration::from_secs(59)).await;
@@ -246,7 +257,7 @@ mod tests {
             key("{}"),
             None,
             "t".into(),
-            answer("four", false),
+            answer("four", true),
             Instant::now(),
         );
         assert!(store.find(key("{}"), None, Instant::now()).is_none());

@@ -110,12 +110,14 @@ pub(crate) enum Route {
     Unknown,
 }
 
+type Lists = HashMap<(Arc<str>, Section), Arc<Listing>>;
+
 /// The last good lists of every group.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     /// In the order of the configuration.
     pub(crate) groups: Vec<Arc<str>>,
-    lists: Mutex<HashMap<(Arc<str>, Section), Arc<Listing>>>,
+    lists: Mutex<Lists>,
 }
 
 impl Catalog {
@@ -126,7 +128,7 @@ impl Catalog {
         }
     }
 
-    fn lists(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Section), Arc<Listing>>> {
+    fn lists(&self) -> MutexGuard<'_, Lists> {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -162,7 +162,7 @@ impl Gateway {
         let call = Call::new(group, own)
             .level(Level::Tool)
             .repeat_safety(safety);
-        let call = self.router.exchange.operations.apply(call);
+        let call = self.router.exchange.operations.apply(call).caller("host");
         let request = McpRequest::new("tools/call", Some(params));
         self.engine()
             .call(&self.router.exchange, call, &request)

@@ -55,7 +55,14 @@ async fn forgetful(State(state): State<Forgetful>, headers: HeaderMap, body: Str
             if call > 1 && session == 1 {
                 return (StatusCode::NOT_FOUND, "who are you?").into_response();
             }
-            answer("result", ODD)
+            answer(
+                "result",
+                if session == 1 {
+                    ODD
+                } else {
+                    r#"{"content":[{"type":"text","text":"renewed"}]}"#
+                },
+            )
         }
         _ => answer("error", r#"{"code":-32601,"message":"no such method"}"#),
     }
@@ -107,9 +114,8 @@ async fn a_forgotten_session_is_made_anew_once_and_the_call_repeated_by_the_engi
     }
     for _ in 1..=8 {
         let answer = wire.json().await;
-        // A tool's own error is the answer; after another attempt it is told with the attempts.
-        assert!(
-            answer.to_string().contains("SessionExpired") || answer["result"]["isError"] == true,
+        assert_eq!(
+            answer["result"]["content"][0]["text"], "renewed",
             "{answer}"
         );
     }

@@ -1,5 +1,6 @@
 //! The gateway over a real child process, and over real streamable HTTP, with a client on lines.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod support;
 
@@ -184,4 +185,33 @@ async fn another_server_answers_for_one_that_refuses_connections_and_the_answer_
     assert_eq!(answer["result"]["_meta"]["backstop"]["served_by"], "good");
     assert_eq!(answer["result"]["_meta"]["backstop"]["attempts"], 2);
     gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_line_that_is_no_message_is_passed_over() {
+    let gateway = gateway(vec![child("c")]);
+    let mut wire = Wire::to(&gateway);
+    for id in 1..=2 {
+        let answer = wire.ask(&call(&id.to_string(), "babble", "{}")).await;
+        assert_eq!(
+            answer["result"]["content"][0]["text"], "babbled",
+            "{answer}"
+        );
+        assert!(answer["result"]["_meta"]["backstop"].is_null(), "{answer}");
+    }
+    gateway.shut_down().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_gateway_that_is_dropped_takes_its_child_along() {
+    let gateway = gateway(vec![child("c")]);
+    let mut wire = Wire::to(&gateway);
+    let result = wire.ask(&call("1", "pid", "{}")).await["result"].take();
+    let process = format!("/proc/{}", result["content"][0]["text"].as_str().unwrap());
+    assert!(std::path::Path::new(&process).exists());
+    // The front holds the gateway as long as its client is there.
+    drop(wire);
+    drop(gateway);
+    until(|| !std::path::Path::new(&process).exists()).await;
 }

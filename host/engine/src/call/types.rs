@@ -118,7 +118,8 @@ impl Call {
         self
     }
 
-    /// Who calls. Answers kept as private are given back to the same caller only.
+    /// Who calls. An answer that is not marked as shared is kept as last known good only for a caller
+    /// that is known, and given back to no other.
     pub fn caller(mut self, caller: impl Into<Arc<str>>) -> Self {
         self.facts.caller = Some(caller.into());
         self

@@ -97,7 +97,7 @@ pub fn format_size(bytes: u64) -> String {
     let binary = SIZE_UNITS
         .iter()
         .take(3)
-        .find(|(_, scale)| bytes > 0 && bytes % scale == 0);
+        .find(|(_, scale)| bytes > 0 && bytes.is_multiple_of(*scale));
     let (unit, scale) = binary.copied().unwrap_or(("B", 1));
     format!("{}{unit}", bytes / scale)
 }

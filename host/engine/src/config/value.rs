@@ -168,9 +168,9 @@ pub(super) fn duration(
             DeValue::String(text) => {
                 let read = parse_duration(text);
                 if read.is_none()
-                    && !text
+                    && text
                         .strip_prefix('-')
-                        .is_some_and(|text| parse_duration(text).is_some())
+                        .is_none_or(|text| parse_duration(text).is_none())
                 {
                     return Err(Issue::error(
                         "not a duration",

@@ -531,8 +531,8 @@ fn nobody_is_ejected_for_good() {
                 2 => held.push(pick.permit),
                 _ => pick.permit.failed(bench.now.get(), true),
             }
-            if random() % 50 == 0 {
-                bench.check("a", random() % 2 == 0);
+            if random().is_multiple_of(50) {
+                bench.check("a", random().is_multiple_of(2));
             }
         }
         for name in ["a", "b", "c"] {

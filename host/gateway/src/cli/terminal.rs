@@ -1,6 +1,6 @@
 //! Standard output and error. A reader that has gone away is no reason to fail.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 /// One line to standard output.
 pub(crate) fn say(line: &str) {
@@ -16,8 +16,11 @@ pub(crate) fn complain(line: &str) {
 pub(crate) fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let colour = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(colour)
         .with_writer(std::io::stderr);
     // It fails only where a log is there already, which then serves as well.
     let _ = subscriber.try_init();

@@ -207,6 +207,15 @@ impl Front {
         given.is_some_and(|given| Sha256::digest(given) == Sha256::digest(token))
     }
 
+    /// Who calls, where that is known: a session, or everyone who holds the token. Others are
+    /// strangers to each other, and no private answer is kept for them.
+    fn caller(&self, session: Option<&str>) -> Option<Arc<str>> {
+        match session {
+            Some(id) => Some(format!("session {id}").into()),
+            None => self.options.bearer_token.is_some().then(|| "token".into()),
+        }
+    }
+
     /// Refuses requests a web page elsewhere could have made a browser send.
     fn admit(&self, headers: &HeaderMap) -> Result<(), &'static str> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
@@ -260,7 +269,8 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         Ok(envelope) => envelope,
         Err(error) => return (StatusCode::BAD_REQUEST, json(error.answer())).into_response(),
     };
-    let known = match front.session_id(&headers) {
+    let session_id = front.session_id(&headers);
+    let known = match session_id.clone() {
         Some(id) => match front.session(&id) {
             Some(session) => Some(session),
             // The client is to start a new session (MCP 2025-11-25, session management).
@@ -300,7 +310,7 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         .any(|value| value.contains("text/event-stream"));
     let (out, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
     let asker = Asker {
-        caller: None,
+        caller: front.caller(session_id.as_deref()),
         out: accepts_events.then_some(out),
         headers: headers
             .iter()

@@ -27,6 +27,8 @@ pub(crate) async fn serve(
     output: impl AsyncWrite + Unpin + Send + 'static,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
+    // One client, and no other like it.
+    let caller: Arc<str> = format!("stream {}", uuid::Uuid::new_v4().simple()).into();
     let session = Arc::new(Session::default());
     let (out, outgoing) = mpsc::channel(WRITE_QUEUE);
     let writer = tokio::spawn(write(outgoing, output));
@@ -76,8 +78,10 @@ pub(crate) async fn serve(
                 // Registered before the next line is read: it may take the request back.
                 let running = session.begin(&id);
                 let stop = stop.clone();
+                let caller = caller.clone();
                 requests.spawn(async move {
                     let asker = Asker {
+                        caller: Some(caller),
                         out: Some(out.clone()),
                         ..Asker::default()
                     };

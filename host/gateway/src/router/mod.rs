@@ -383,10 +383,10 @@ impl Router {
     /// Tells the clients what a server said without being asked.
     pub(crate) fn spread(&self, unasked: &Unasked) {
         let method = &*unasked.method;
-        if method.ends_with("/list_changed") {
-            if let Some(upstream) = self.upstreams().get(&unasked.service) {
-                self.catalog.forget(&upstream.spec.group);
-            }
+        if method.ends_with("/list_changed")
+            && let Some(upstream) = self.upstreams().get(&unasked.service)
+        {
+            self.catalog.forget(&upstream.spec.group);
         }
         let updated = method == "notifications/resources/updated";
         let uri = unasked

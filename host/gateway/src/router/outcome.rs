@@ -26,6 +26,12 @@ pub(crate) fn tell(
             let only = failed.error.trouble.attempts.len() <= 1 && !told_otherwise;
             match failed.raw {
                 Some(Ok(answer)) if only => answer,
+                // A tool's own answer stays one, however many were asked before it.
+                Some(Ok(answer)) if answer.is_error() && !told_otherwise => {
+                    let label =
+                        Json::of(&json!({ "call": failed.error.id, "error": failed.error }));
+                    with_label(answer, &label)
+                }
                 _ => {
                     let (code, data) = (code_of(failed.error.ending), Json::of(&failed.error));
                     McpAnswer::new(Payload::Error(error_object(
@@ -40,21 +46,26 @@ pub(crate) fn tell(
 }
 
 fn labelled(outcome: Outcome<McpAnswer>) -> McpAnswer {
-    let Payload::Result(result) = &outcome.answer.payload else {
-        return outcome.answer;
-    };
     let label = Json::of(&json!({
         "served_by": outcome.served_by, "degraded": outcome.degraded,
         "attempts": outcome.attempts(), "call": outcome.id,
     }));
+    with_label(outcome.answer, &label)
+}
+
+/// Puts what the gateway has to say into a result's `_meta`.
+fn with_label(answer: McpAnswer, label: &Json) -> McpAnswer {
+    let Payload::Result(result) = &answer.payload else {
+        return answer;
+    };
     let meta = result
         .member("_meta")
         .unwrap_or_else(|| Json::of(&json!({})));
-    let meta = meta.with_members(&[("backstop", Some(&label))]);
+    let meta = meta.with_members(&[("backstop", Some(label))]);
     let payload = Payload::Result(result.with_members(&[("_meta", Some(&meta))]));
     McpAnswer {
         payload,
-        head: outcome.answer.head,
+        head: answer.head,
     }
 }
 

@@ -4,6 +4,8 @@
 //! a progress token must be the gateway's own, because clients share the connection and each
 //! chooses its tokens freely.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use super::MODERN;
@@ -71,6 +73,26 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
             .unwrap_or(&empty)
             .with_members(&[("_meta", (!nothing).then_some(&meta))]),
     )
+}
+
+/// `Mcp-Name` (SEP-2243): the thing a request is about, so that a middle box need not read it.
+pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
+    let key = match method {
+        "tools/call" | "prompts/get" => "name",
+        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
+        "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
+        _ => return None,
+    };
+    let name = params.text_member(key)?;
+    let edged = name.starts_with([' ', '\t']) || name.ends_with([' ', '\t']);
+    let sentinel = name.starts_with("=?base64?") && name.ends_with("?=");
+    let printable = name.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+    let plain = printable && !edged && !sentinel;
+    Some(if plain {
+        name
+    } else {
+        format!("=?base64?{}?=", BASE64.encode(name))
+    })
 }
 
 #[cfg(test)]

@@ -27,8 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::envelope::{Json, Payload};
 pub use error::{Fault, UpstreamError};
-pub(crate) use http::name_of;
-pub(crate) use meta::{META_SERVER, META_VERSION, server_info};
+pub(crate) use meta::{META_SERVER, META_VERSION, name_of, server_info};
 
 /// The newest revision without sessions, and the newest with them.
 pub(crate) const MODERN: &str = "2026-07-28";

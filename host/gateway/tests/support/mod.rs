@@ -1,5 +1,12 @@
 //! Servers behind the gateway, and a gateway over them.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,6 +86,17 @@ impl Fixture {
         cancelled.cancelled().await;
         self.seen.cancelled.fetch_add(1, Ordering::SeqCst);
         "cancelled".into()
+    }
+
+    #[tool]
+    async fn babble(&self) -> String {
+        println!("not a message {{");
+        "babbled".into()
+    }
+
+    #[tool]
+    async fn pid(&self) -> String {
+        std::process::id().to_string()
     }
 
     #[tool]
@@ -168,13 +186,13 @@ pub fn gateway(services: Vec<ServiceSpec>) -> Gateway {
     for (place, service) in (0..).zip(&services) {
         let spec =
             TargetSpec::service(service.name.clone(), service.group.clone()).priority(-place);
-        engine.registry().register(spec.build().unwrap()).unwrap();
+        engine.registry().register(spec).unwrap();
     }
     engine
         .strategies()
-        .add(Entry::native(Arc::new(Recover)).unwrap())
+        .add(Entry::native(Recover).unwrap())
         .unwrap();
-    Gateway::new(engine, services).unwrap()
+    Gateway::new(engine, Default::default(), services).unwrap()
 }
 
 /// A client that reads and writes lines.

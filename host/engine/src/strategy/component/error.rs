@@ -97,7 +97,9 @@ pub enum LoadError {
         reason: String,
     },
     /// No instance could be made, or `metadata` failed.
-    #[error("plugin {plugin}: `metadata` failed: the plugin {source}")]
+    #[error(
+        "plugin {plugin}: `metadata` failed: the plugin {source}: mend the plugin, or remove it"
+    )]
     Metadata {
         plugin: String,
         source: StrategyFault,
@@ -141,7 +143,9 @@ pub enum LoadError {
     #[error("plugin {plugin}: refuses its configuration: {message}")]
     Refused { plugin: String, message: String },
     /// `configure` trapped, took too long, or asked for too much.
-    #[error("plugin {plugin}: `configure` failed: the plugin {source}")]
+    #[error(
+        "plugin {plugin}: `configure` failed: the plugin {source}: change its `config`, or mend the plugin"
+    )]
     Configure {
         plugin: String,
         source: StrategyFault,

@@ -1,27 +1,26 @@
 //! A server behind streamable HTTP: each request is a POST, answered by JSON or by a stream of
 //! events that ends with the answer.
 
-use std::net::SocketAddr;
+mod response;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, Url, dns, redirect};
-use std::sync::atomic::{AtomicU64, Ordering};
+use reqwest::{Client, Response, Url, redirect};
 
-use super::sse::Events;
 use super::{
-    Fault, HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES, MODERN, Peer, UpstreamError, Wiring, discovered,
-    initialize_params, initialized, meta,
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, UpstreamError, Wiring, discovered,
+    initialize_params, initialized, meta, name_of,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
+use response::Resolver;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of an error's body is kept.
-const ERROR_BODY_BYTES: usize = 64 * 1024;
+/// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
+const TRANSPORT_REFUSAL: i64 = -32000;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -46,24 +45,6 @@ struct Session {
     peer: Arc<Peer>,
     version: HeaderValue,
     id: Option<HeaderValue>,
-}
-
-/// The host's name could not be resolved: a type of our own, because the HTTP client does not say.
-#[derive(Debug, thiserror::Error)]
-#[error("the name cannot be resolved")]
-struct NoSuchHost(#[source] std::io::Error);
-
-struct Resolver;
-
-impl dns::Resolve for Resolver {
-    fn resolve(&self, name: dns::Name) -> dns::Resolving {
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0))
-                .await
-                .map_err(NoSuchHost)?;
-            Ok(Box::new(found.collect::<Vec<SocketAddr>>().into_iter()) as dns::Addrs)
-        })
-    }
 }
 
 impl Http {
@@ -124,7 +105,9 @@ impl Http {
             .exchange(Some(&session), method, params, wiring, alive)
             .await;
         match outcome {
-            Err(UpstreamError::Http { status: 404, .. }) if session.id.is_some() => {
+            Err(UpstreamError::Http {
+                status, ref body, ..
+            }) if session.id.is_some() && refuses_session(status, body) => {
                 self.forget(&session);
                 self.session().await?;
                 Err(UpstreamError::SessionExpired {
@@ -197,11 +180,10 @@ impl Http {
 
     /// Asks who the server is, in the new way first.
     async fn greet(self: &Arc<Self>) -> Result<Session, UpstreamError> {
-        match self
-            .exchange(None, "server/discover", None, &Wiring::default(), &|| {})
-            .await
-        {
-            Ok(answer) => {
+        let wiring = Wiring::default();
+        let ask = self.exchange(None, "server/discover", None, &wiring, &|| {});
+        match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
+            Ok(Ok(answer)) => {
                 if let Some(peer) = discovered(&answer) {
                     return Ok(Session {
                         peer: Arc::new(peer),
@@ -210,18 +192,23 @@ impl Http {
                     });
                 }
             }
-            // A server of the old era may refuse it by any status of the client's fault; whatever
-            // else goes wrong would go wrong again.
-            Err(
-                UpstreamError::Http {
-                    status: 400..=499, ..
-                }
+            // What speaks of the server's state, or of ours, would be said again.
+            Ok(Err(
+                error @ UpstreamError::Http {
+                    status: 401 | 403 | 429 | 502..=504 | 529,
+                    ..
+                },
+            )) => return Err(error),
+            // A server of the old era may say anything to a method it does not know, or nothing.
+            Ok(Err(
+                UpstreamError::Http { .. }
                 | UpstreamError::Transport {
                     fault: Fault::Garbage,
                     ..
                 },
-            ) => {}
-            Err(error) => return Err(Self::unsent(error)),
+            ))
+            | Err(_) => {}
+            Ok(Err(error)) => return Err(Self::unsent(error)),
         }
         let params = initialize_params();
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -360,181 +347,6 @@ impl Http {
             .await
             .map_err(|error| self.fault(error))
     }
-
-    async fn answer(
-        &self,
-        mut response: Response,
-        id: u64,
-        wiring: &Wiring,
-        alive: &(dyn Fn() + Send + Sync),
-    ) -> Result<Payload, UpstreamError> {
-        let status = response.status();
-        let media = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok());
-        let media = media
-            .and_then(|value| value.split(';').next())
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
-        if !status.is_success() {
-            let headers = Box::new(response.headers().clone());
-            // The status is the news; a body that breaks off takes nothing from it.
-            let body = self
-                .body(&mut response, ERROR_BODY_BYTES)
-                .await
-                .unwrap_or_default();
-            // The newest revision sends JSON-RPC errors with 400 and 404.
-            if matches!(status.as_u16(), 400 | 404) {
-                if let Ok(Envelope::Answer {
-                    id: Some(_),
-                    answer,
-                }) = Envelope::parse(body.clone())
-                {
-                    return Ok(answer);
-                }
-            }
-            return Err(UpstreamError::Http {
-                service: self.service.clone(),
-                status: status.as_u16(),
-                headers,
-                body,
-            });
-        }
-        if media == "text/event-stream" {
-            let mut events = Events::default();
-            loop {
-                while let Some(event) = events.next() {
-                    if let Some(answer) = self.event(event, id, wiring, alive) {
-                        return Ok(answer);
-                    }
-                }
-                match response.chunk().await.map_err(|error| self.fault(error))? {
-                    Some(chunk) => events.feed(&chunk).map_err(|error| {
-                        UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
-                    })?,
-                    None => {
-                        let text = "the stream ended before the answer";
-                        return Err(UpstreamError::fault(&self.service, Fault::Eof, text));
-                    }
-                }
-            }
-        }
-        let body = self.body(&mut response, MAX_MESSAGE_BYTES).await?;
-        match Envelope::parse(body) {
-            Ok(Envelope::Answer { answer, .. }) => Ok(answer),
-            Ok(_) => Err(UpstreamError::fault(
-                &self.service,
-                Fault::Garbage,
-                "what came back is no answer",
-            )),
-            Err(error) => Err(UpstreamError::caused(
-                &self.service,
-                Fault::Garbage,
-                "what came back is no message",
-                error,
-            )),
-        }
-    }
-
-    /// Deals with one event; the answer to our request ends the stream.
-    fn event(
-        &self,
-        data: Bytes,
-        id: u64,
-        wiring: &Wiring,
-        alive: &(dyn Fn() + Send + Sync),
-    ) -> Option<Payload> {
-        match Envelope::parse(data) {
-            Ok(Envelope::Answer {
-                id: Some(given),
-                answer,
-            }) if given.read::<u64>().ok() == Some(id) => Some(answer),
-            Ok(Envelope::Notification { method, params }) => {
-                alive();
-                let out = wiring.out.as_ref()?;
-                let params = match (params, &wiring.token) {
-                    (Some(params), Some(token)) if &*method == "notifications/progress" => {
-                        Some(params.with_members(&[("progressToken", Some(token))]))
-                    }
-                    (params, _) => params,
-                };
-                let _ = out.try_send(envelope::notification_message(&method, params.as_ref()));
-                None
-            }
-            Ok(_) => None,
-            Err(error) => {
-                tracing::warn!(service = %self.service, %error, "an event that is no message is skipped");
-                None
-            }
-        }
-    }
-
-    async fn body(&self, response: &mut Response, limit: usize) -> Result<Bytes, UpstreamError> {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
-            if body.len() + chunk.len() > limit {
-                return Err(UpstreamError::fault(
-                    &self.service,
-                    Fault::Garbage,
-                    format!("more than {limit} bytes"),
-                ));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body.freeze())
-    }
-
-    /// What a failed exchange says about the connection.
-    fn fault(&self, error: reqwest::Error) -> UpstreamError {
-        let mut kind = None;
-        let mut dns = false;
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            dns |= inner.is::<NoSuchHost>();
-            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-                kind = Some(io.kind());
-            }
-            cause = inner.source();
-        }
-        use std::io::ErrorKind;
-        let (fault, text) = match kind {
-            _ if error.is_builder() => (Fault::NotSent, "the request cannot be made"),
-            _ if dns => (Fault::Dns, "the host's name cannot be resolved"),
-            Some(ErrorKind::InvalidData) if error.is_connect() => {
-                (Fault::Tls, "TLS could not be agreed")
-            }
-            _ if error.is_connect() => (Fault::Refused, "no connection"),
-            Some(ErrorKind::UnexpectedEof) => (
-                Fault::Eof,
-                "the connection ended before the answer was whole",
-            ),
-            _ if error.is_decode() => (Fault::Eof, "the answer broke off"),
-            _ => (Fault::Reset, "the connection broke"),
-        };
-        UpstreamError::caused(&self.service, fault, text, error.without_url())
-    }
-}
-
-/// `Mcp-Name` (SEP-2243): the thing a request is about, so that a middle box need not read it.
-pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
-    let key = match method {
-        "tools/call" | "prompts/get" => "name",
-        "resources/read" | "resources/subscribe" | "resources/unsubscribe" => "uri",
-        "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
-        _ => return None,
-    };
-    let name = params.text_member(key)?;
-    let plain = !name.starts_with([' ', '\t'])
-        && !name.ends_with([' ', '\t'])
-        && name.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
-        && !(name.starts_with("=?base64?") && name.ends_with("?="));
-    Some(if plain {
-        name
-    } else {
-        format!("=?base64?{}?=", BASE64.encode(name))
-    })
 }
 
 /// A request in flight in a session: cancelled at the server when nobody waits for it any more.
@@ -566,5 +378,42 @@ impl Drop for InFlight<'_> {
             );
             let _ = tokio::time::timeout(CONNECT_TIMEOUT, cancel).await;
         });
+    }
+}
+
+/// Whether an answer to a request with a session id says that the server does not know the session:
+/// 404 (MCP 2025-11-25, transports, session management), or, from servers after the pattern of the
+/// TypeScript SDK's examples, 400 with an error of the transport that belongs to no request.
+fn refuses_session(status: u16, body: &Bytes) -> bool {
+    match status {
+        404 => true,
+        400 => matches!(
+            Envelope::parse(body.clone()),
+            Ok(Envelope::Answer { id: None, answer: Payload::Error(error) })
+                if error.member("code").and_then(|code| code.read().ok()) == Some(TRANSPORT_REFUSAL)
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_refused_with_404_or_as_the_typescript_sdk_does_it() {
+        let refuses = |status, body: &'static str| refuses_session(status, &body.into());
+        assert!(refuses(404, "who are you?"));
+        let text = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}"#;
+        assert!(refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Bad Request: Server not initialized"}}"#;
+        assert!(refuses(400, text));
+
+        let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}"#;
+        assert!(!refuses(400, text));
+        let text = r#"{"jsonrpc":"2.0","id":7,"error":{"code":-32000,"message":"of the tool"}}"#;
+        assert!(!refuses(400, text));
+        assert!(!refuses(400, "Bad Request"));
+        assert!(!refuses(503, ""));
     }
 }

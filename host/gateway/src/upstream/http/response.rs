@@ -1,0 +1,189 @@
+//! What comes back over HTTP: an answer, a stream that ends with it, or a fault.
+
+use std::net::SocketAddr;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Response, dns};
+
+use super::super::sse::Events;
+use super::super::{Fault, MAX_MESSAGE_BYTES, UpstreamError, Wiring};
+use super::Http;
+use crate::envelope::{self, Envelope, Payload};
+
+/// How much of an error's body is kept.
+const ERROR_BODY_BYTES: usize = 64 * 1024;
+
+/// The host's name could not be resolved: a type of our own, because the HTTP client does not say.
+#[derive(Debug, thiserror::Error)]
+#[error("the name cannot be resolved")]
+struct NoSuchHost(#[source] std::io::Error);
+
+pub(super) struct Resolver;
+
+impl dns::Resolve for Resolver {
+    fn resolve(&self, name: dns::Name) -> dns::Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0))
+                .await
+                .map_err(NoSuchHost)?;
+            Ok(Box::new(found.collect::<Vec<SocketAddr>>().into_iter()) as dns::Addrs)
+        })
+    }
+}
+
+impl Http {
+    pub(super) async fn answer(
+        &self,
+        mut response: Response,
+        id: u64,
+        wiring: &Wiring,
+        alive: &(dyn Fn() + Send + Sync),
+    ) -> Result<Payload, UpstreamError> {
+        let status = response.status();
+        let media = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok());
+        let media = media
+            .and_then(|value| value.split(';').next())
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        if !status.is_success() {
+            let headers = Box::new(response.headers().clone());
+            // The status is the news; a body that breaks off takes nothing from it.
+            let body = self
+                .body(&mut response, ERROR_BODY_BYTES)
+                .await
+                .unwrap_or_default();
+            // The newest revision sends JSON-RPC errors with 400 and 404.
+            if matches!(status.as_u16(), 400 | 404)
+                && let Ok(Envelope::Answer {
+                    id: Some(_),
+                    answer,
+                }) = Envelope::parse(body.clone())
+            {
+                return Ok(answer);
+            }
+            return Err(UpstreamError::Http {
+                service: self.service.clone(),
+                status: status.as_u16(),
+                headers,
+                body,
+            });
+        }
+        if media == "text/event-stream" {
+            let mut events = Events::default();
+            loop {
+                while let Some(event) = events.next() {
+                    if let Some(answer) = self.event(event, id, wiring, alive) {
+                        return Ok(answer);
+                    }
+                }
+                match response.chunk().await.map_err(|error| self.fault(error))? {
+                    Some(chunk) => events.feed(&chunk).map_err(|error| {
+                        UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
+                    })?,
+                    None => {
+                        let text = "the stream ended before the answer";
+                        return Err(UpstreamError::fault(&self.service, Fault::Eof, text));
+                    }
+                }
+            }
+        }
+        let body = self.body(&mut response, MAX_MESSAGE_BYTES).await?;
+        match Envelope::parse(body) {
+            Ok(Envelope::Answer { answer, .. }) => Ok(answer),
+            Ok(_) => Err(UpstreamError::fault(
+                &self.service,
+                Fault::Garbage,
+                "what came back is no answer",
+            )),
+            Err(error) => Err(UpstreamError::caused(
+                &self.service,
+                Fault::Garbage,
+                "what came back is no message",
+                error,
+            )),
+        }
+    }
+
+    /// Deals with one event; the answer to our request ends the stream.
+    fn event(
+        &self,
+        data: Bytes,
+        id: u64,
+        wiring: &Wiring,
+        alive: &(dyn Fn() + Send + Sync),
+    ) -> Option<Payload> {
+        match Envelope::parse(data) {
+            Ok(Envelope::Answer {
+                id: Some(given),
+                answer,
+            }) if given.read::<u64>().ok() == Some(id) => Some(answer),
+            Ok(Envelope::Notification { method, params }) => {
+                alive();
+                let out = wiring.out.as_ref()?;
+                let params = match (params, &wiring.token) {
+                    (Some(params), Some(token)) if &*method == "notifications/progress" => {
+                        Some(params.with_members(&[("progressToken", Some(token))]))
+                    }
+                    (params, _) => params,
+                };
+                let _ = out.try_send(envelope::notification_message(&method, params.as_ref()));
+                None
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(service = %self.service, %error, "an event that is no message is skipped");
+                None
+            }
+        }
+    }
+
+    async fn body(&self, response: &mut Response, limit: usize) -> Result<Bytes, UpstreamError> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
+            if body.len() + chunk.len() > limit {
+                return Err(UpstreamError::fault(
+                    &self.service,
+                    Fault::Garbage,
+                    format!("more than {limit} bytes"),
+                ));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// What a failed exchange says about the connection.
+    pub(super) fn fault(&self, error: reqwest::Error) -> UpstreamError {
+        let mut kind = None;
+        let mut dns = false;
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            dns |= inner.is::<NoSuchHost>();
+            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+                kind = Some(io.kind());
+            }
+            cause = inner.source();
+        }
+        use std::io::ErrorKind;
+        let (fault, text) = match kind {
+            _ if error.is_builder() => (Fault::NotSent, "the request cannot be made"),
+            _ if dns => (Fault::Dns, "the host's name cannot be resolved"),
+            Some(ErrorKind::InvalidData) if error.is_connect() => {
+                (Fault::Tls, "TLS could not be agreed")
+            }
+            _ if error.is_connect() => (Fault::Refused, "no connection"),
+            Some(ErrorKind::UnexpectedEof) => (
+                Fault::Eof,
+                "the connection ended before the answer was whole",
+            ),
+            _ if error.is_decode() => (Fault::Eof, "the answer broke off"),
+            _ => (Fault::Reset, "the connection broke"),
+        };
+        UpstreamError::caused(&self.service, fault, text, error.without_url())
+    }
+}

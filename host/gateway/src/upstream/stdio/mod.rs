@@ -1,0 +1,295 @@
+//! A server that is a child process: one JSON-RPC message per line over its standard streams.
+//!
+//! The process is started on demand, once for all who wait for it, and again after it has ended;
+//! one that keeps ending is given longer and longer pauses.
+
+mod connection;
+
+use std::process::Stdio as Pipe;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, TransportSpec, Unasked,
+    UpstreamError, Wiring, discovered, initialize_params, initialized,
+};
+use crate::envelope::{self, Json, Payload};
+use connection::{Connection, lock, log_lines, read, write};
+
+/// The pauses between starts of a process that keeps ending early: the first start after an end is
+/// at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A process that lived this long is taken for a sound one.
+const SOUND_LIFE: Duration = Duration::from_secs(10);
+/// Messages that may wait to be written; a process that does not read holds its callers back.
+const WRITE_QUEUE: usize = 64;
+
+/// A child process and what is needed to start it again.
+#[derive(Debug)]
+pub(super) struct Stdio {
+    spec: ServiceSpec,
+    unasked: mpsc::Sender<Unasked>,
+    /// Held while a process is being started.
+    starting: tokio::sync::Mutex<Starts>,
+    current: Mutex<Option<Arc<Connection>>>,
+}
+
+#[derive(Debug, Default)]
+struct Starts {
+    in_a_row: u32,
+    not_before: Option<Instant>,
+    /// It cannot bear `server/discover`.
+    initialize_only: bool,
+    closed: bool,
+}
+
+impl Stdio {
+    pub(super) fn new(spec: &ServiceSpec, unasked: mpsc::Sender<Unasked>) -> Self {
+        Self {
+            spec: spec.clone(),
+            unasked,
+            starting: tokio::sync::Mutex::default(),
+            current: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn peer(self: &Arc<Self>) -> Result<Arc<Peer>, UpstreamError> {
+        let connection = self.connection().await?;
+        connection
+            .peer
+            .get()
+            .cloned()
+            .ok_or_else(|| connection.exited())
+    }
+
+    pub(super) fn known_peer(&self) -> Option<Arc<Peer>> {
+        self.alive()?.peer.get().cloned()
+    }
+
+    pub(super) async fn request(
+        self: &Arc<Self>,
+        method: &str,
+        params: Option<&Json>,
+        wiring: &Wiring,
+        alive: &(dyn Fn() + Send + Sync),
+    ) -> Result<Payload, UpstreamError> {
+        self.connection()
+            .await?
+            .request(method, params, wiring, alive)
+            .await
+    }
+
+    pub(super) async fn close(&self) {
+        self.starting.lock().await.closed = true;
+        if let Some(connection) = lock(&self.current).take() {
+            connection.ended.cancel();
+        }
+    }
+
+    fn alive(&self) -> Option<Arc<Connection>> {
+        lock(&self.current)
+            .as_ref()
+            .filter(|connection| !connection.ended.is_cancelled())
+            .cloned()
+    }
+
+    async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, UpstreamError> {
+        if let Some(connection) = self.alive() {
+            return Ok(connection);
+        }
+        // On a task of its own: a caller that gives up must not undo what others wait for.
+        let this = self.clone();
+        let name = &self.spec.name;
+        let task = tokio::spawn(async move { this.start().await });
+        task.await.unwrap_or_else(|error| {
+            Err(UpstreamError::caused(
+                name,
+                Fault::NotSent,
+                "starting it failed",
+                error,
+            ))
+        })
+    }
+
+    async fn start(&self) -> Result<Arc<Connection>, UpstreamError> {
+        let name = &self.spec.name;
+        let mut starts = self.starting.lock().await;
+        if let Some(connection) = self.alive() {
+            return Ok(connection);
+        }
+        if starts.closed {
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "the gateway is shutting down",
+            ));
+        }
+        let now = Instant::now();
+        let last = lock(&self.current).take();
+        if last.is_some_and(|last| now.duration_since(last.born) > SOUND_LIFE) {
+            *starts = Starts {
+                initialize_only: starts.initialize_only,
+                ..Starts::default()
+            };
+        }
+        if starts.not_before.is_some_and(|then| now < then) {
+            let text = format!(
+                "it ended {} times in a row and is not started again yet",
+                starts.in_a_row
+            );
+            return Err(UpstreamError::fault(name, Fault::NotSent, text));
+        }
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << starts.in_a_row.min(10))
+            .min(LONGEST_PAUSE);
+        starts.in_a_row += 1;
+        starts.not_before = (starts.in_a_row > 1).then(|| now + pause);
+        let started =
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(&mut starts)).await {
+                Ok(started) => started?,
+                Err(_) => {
+                    let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
+                    return Err(UpstreamError::fault(name, Fault::NotSent, text));
+                }
+            };
+        *lock(&self.current) = Some(started.clone());
+        Ok(started)
+    }
+
+    /// Starts the process and asks who it is, in the new way first.
+    async fn handshake(&self, starts: &mut Starts) -> Result<Arc<Connection>, UpstreamError> {
+        if !starts.initialize_only {
+            let connection = self.spawn()?;
+            // Until it is handed out, nobody but this function may keep the process alive.
+            let guard = connection.ended.clone().drop_guard();
+            let wiring = Wiring::default();
+            let ask = connection.request("server/discover", None, &wiring, &|| {});
+            match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
+                Ok(Ok(answer)) => {
+                    if let Some(peer) = discovered(&answer) {
+                        let _ = connection.peer.set(Arc::new(peer));
+                        guard.disarm();
+                        return Ok(connection);
+                    }
+                    // A server of the old era has only answered that it knows no such method.
+                    if self.initialize(&connection).await.is_ok() {
+                        guard.disarm();
+                        return Ok(connection);
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "ended over server/discover"),
+                Err(_) => tracing::debug!(service = %self.spec.name, "silent to server/discover"),
+            }
+            starts.initialize_only = true;
+        }
+        let connection = self.spawn()?;
+        let guard = connection.ended.clone().drop_guard();
+        self.initialize(&connection).await?;
+        guard.disarm();
+        Ok(connection)
+    }
+
+    async fn initialize(&self, connection: &Arc<Connection>) -> Result<(), UpstreamError> {
+        connection.modern.store(false, Ordering::Relaxed);
+        let params = initialize_params();
+        let answer = connection
+            .request("initialize", Some(&params), &Wiring::default(), &|| {})
+            .await?;
+        let (peer, _) = initialized(&self.spec.name, &answer)?;
+        let _ = connection
+            .writer
+            .send(envelope::notification_message(
+                "notifications/initialized",
+                None,
+            ))
+            .await;
+        let _ = connection.peer.set(Arc::new(peer));
+        Ok(())
+    }
+
+    fn spawn(&self) -> Result<Arc<Connection>, UpstreamError> {
+        let name = &self.spec.name;
+        let TransportSpec::Stdio {
+            command,
+            args,
+            env,
+            cwd,
+        } = &self.spec.transport
+        else {
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "it is no child process",
+            ));
+        };
+        let mut process = Command::new(command);
+        process
+            .args(args)
+            .envs(env)
+            .stdin(Pipe::piped())
+            .stdout(Pipe::piped())
+            .stderr(Pipe::piped());
+        process.kill_on_drop(true);
+        if let Some(cwd) = cwd {
+            process.current_dir(cwd);
+        }
+        // A group of its own: a Ctrl-C at the terminal is the gateway's to act on, not the child's.
+        #[cfg(unix)]
+        process.process_group(0);
+        let refused = |error| {
+            UpstreamError::caused(
+                name,
+                Fault::Refused,
+                format!("{command:?} cannot be started"),
+                error,
+            )
+        };
+        let mut child = process.spawn().map_err(refused)?;
+        let (Some(stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(UpstreamError::fault(
+                name,
+                Fault::NotSent,
+                "it has no standard streams",
+            ));
+        };
+        tracing::info!(service = %name, pid = child.id(), "started");
+        let (writer, outgoing) = mpsc::channel(WRITE_QUEUE);
+        let connection = Arc::new(Connection {
+            service: name.clone(),
+            writer,
+            pending: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            modern: AtomicBool::new(true),
+            peer: OnceLock::new(),
+            born: Instant::now(),
+            ended: CancellationToken::new(),
+        });
+        tokio::spawn(log_lines(name.clone(), stderr));
+        tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
+        tokio::spawn(read(
+            connection.clone(),
+            child,
+            stdout,
+            self.unasked.clone(),
+        ));
+        Ok(connection)
+    }
+}
+
+impl Drop for Stdio {
+    fn drop(&mut self) {
+        // The tasks that read and write keep the process alive, and nobody else is left to end it.
+        if let Some(connection) = lock(&self.current).take() {
+            connection.ended.cancel();
+        }
+    }
+}
