@@ -17,8 +17,8 @@ fn yes() -> bool {
 
 /// One `[[strategy]]`: a use of a plugin. One plugin may be used several times, under several names.
 ///
-/// A file without any `[[strategy]]` uses every stock strategy with its defaults; one with at least
-/// one uses exactly those that it lists, see [`Config::strategies`](super::Config::strategies).
+/// Plugins without an entry take part all the same, see
+/// [`Config::strategies`](super::Config::strategies).
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -59,7 +59,7 @@ pub enum OnFault {
     Skip,
     /// The call fails.
     Fail,
-    /// No other strategy is asked; the call ends with its first failure.
+    /// The next strategy is asked as well, and the explanation says that this one declined.
     Decline,
 }
 
