@@ -135,6 +135,7 @@ async fn after_repeated_faults_it_is_quarantined_and_calls_no_longer_pay_for_it(
         assert!(last[0].2.contains("quarantined"), "{how}: {}", last[0].2);
         let mut entered = 0;
         let mut kept_out = 0;
+        let mut told = Vec::new();
         while let Ok(event) = events.try_recv() {
             match &event.what {
                 EventKind::StrategyFaulted {
@@ -145,10 +146,12 @@ async fn after_repeated_faults_it_is_quarantined_and_calls_no_longer_pay_for_it(
                     assert_eq!(&**strategy, "misbehave");
                     entered += 1;
                 }
+                EventKind::StrategyQuarantined { faults, .. } => told.push(*faults),
                 _ => {}
             }
         }
         assert_eq!((entered, kept_out), (3, 17), "{how}");
+        assert_eq!(told, [3], "{how}: who watches is told, once");
 
         // It is not given up for good: when the quarantine is over it is asked again, once.
         tokio::time::advance(Duration::from_secs(1)).await;
