@@ -1,4 +1,5 @@
 //! The prebuilt stock strategies are what the contract says a strategy is.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fs;
