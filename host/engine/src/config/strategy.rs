@@ -68,11 +68,11 @@ pub enum OnFault {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The longest one decision (condition and action) may take, 1 ms to 1 minute.
+    /// The longest one decision (condition and action) may take, 10 ms to 1 minute.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub decision_deadline: Option<Duration>,
-    /// The longest metadata and configuration may take, 1 ms to 5 minutes.
+    /// The longest metadata and configuration may take, 10 ms to 1 minute.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub configure_deadline: Option<Duration>,
@@ -155,16 +155,12 @@ impl Strategy {
 
 impl Limits {
     fn read(r: &mut Reader<'_, '_>) -> Self {
-        const SHORTEST: Duration = Duration::from_millis(1);
+        // The sandbox counts in ticks of this length.
+        const SHORTEST: Duration = Duration::from_millis(10);
+        const LONGEST: Duration = Duration::from_secs(60);
         Self {
-            decision_deadline: r.read(
-                "decision_deadline",
-                value::duration(SHORTEST..=Duration::from_secs(60)),
-            ),
-            configure_deadline: r.read(
-                "configure_deadline",
-                value::duration(SHORTEST..=Duration::from_secs(300)),
-            ),
+            decision_deadline: r.read("decision_deadline", value::duration(SHORTEST..=LONGEST)),
+            configure_deadline: r.read("configure_deadline", value::duration(SHORTEST..=LONGEST)),
             memory: r.read("memory", value::size(64 << 10..=4 << 30)),
             state_quota: r.read("state_quota", value::size(0..=1 << 30)),
             log_bytes: r.read("log_bytes", value::size(0..=16 << 20)),
