@@ -100,7 +100,12 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file("trapper.wasm", misbehave.clone()),
                 text: "[[strategy]]\nplugin = \"trapper\"\nconfig = { when = \"configure\", how = \"trap\" }\n",
-                says: &["trapper", "`configure` failed", "trapped"],
+                says: &[
+                    "trapper",
+                    "`configure` failed",
+                    "trapped",
+                    "change its `config`",
+                ],
                 also: &[],
             },
         ),
@@ -109,7 +114,35 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file("looper.wasm", misbehave.clone()),
                 text: "[[strategy]]\nplugin = \"looper\"\nconfig = { when = \"configure\", how = \"loop\" }\n",
-                says: &["looper", "`configure` failed", "did not decide within"],
+                says: &[
+                    "looper",
+                    "`configure` failed",
+                    "within 500ms",
+                    "change its `config`",
+                ],
+                also: &[],
+            },
+        ),
+        (
+            "a memory bomb in configure",
+            Mistake {
+                file: file("hoarder.wasm", misbehave.clone()),
+                text: "[[strategy]]\nplugin = \"hoarder\"\nconfig = { when = \"configure\", how = \"hoard\" }\n",
+                says: &[
+                    "hoarder",
+                    "`configure` failed",
+                    "more memory than its limit",
+                    "change its `config`",
+                ],
+                also: &[],
+            },
+        ),
+        (
+            "a limit no sandbox can keep",
+            Mistake {
+                file: None,
+                text: "[[strategy]]\nplugin = \"retry\"\nlimits = { decision_deadline = \"5ms\" }\n",
+                says: &["strategy[1].limits.decision_deadline", "5ms", "10ms"],
                 also: &[],
             },
         ),
@@ -118,7 +151,7 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file("named.wasm", strategy.clone()),
                 text: "[[strategy]]\nplugin = \"named\"\nconfig = { target = 5 }\n",
-                says: &["named", "`config.target`", "string"],
+                says: &["named", "`config.target`", "string", "correct it"],
                 also: &[],
             },
         ),
@@ -127,7 +160,7 @@ fn mistakes() -> Vec<(&'static str, Mistake)> {
             Mistake {
                 file: file("named.wasm", strategy),
                 text: "",
-                says: &["named", "target", "required"],
+                says: &["named", "`config.target`", "required", "write it"],
                 also: &[],
             },
         ),
