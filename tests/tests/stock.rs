@@ -178,6 +178,17 @@ async fn a_throttle_is_waited_out_as_long_as_the_server_asks_up_to_five_times(st
     );
     assert!(gaps[4] >= Duration::from_secs(8), "{gaps:?}");
     assert_eq!(error.cause.retry_after, Some(hint));
+    tokio::time::resume();
+
+    // A policy of the strategy's own may be more eager; the server's wish holds all the same.
+    let eager = services(&["a"])
+        + "[[strategy]]\nplugin = \"retry\"\nconfig.policies.TooManyRequests = { delays_ms = [5, 5] }\n";
+    let engine = begin(stock, &eager).await;
+    let script = Script::default().on("a", bad_for(Kind::TOO_MANY_REQUESTS, hint));
+    call(&engine, &script).await.unwrap_err();
+    let gaps = script.gaps();
+    assert_eq!(gaps.len(), 2, "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap >= hint), "{gaps:?}");
 }
 
 async fn a_throttle_with_a_long_hint_is_left_for_another_target(stock: Stock) {
@@ -257,10 +268,11 @@ async fn an_outage_is_answered_with_the_last_known_good_answer_and_its_age(stock
     let text = services(&["a"]) + "[cache]\nmax_age = \"1h\"\n";
     let engine = begin(stock, &text).await;
     let script = Script::default().on("a", good("\"yesterday's\""));
-    call(&engine, &script).await.unwrap();
+    let mine = || Call::new("g", "search").caller("me");
+    call_with(&engine, &script, mine()).await.unwrap();
     tokio::time::advance(Duration::from_secs(90)).await;
     script.set("a", bad(Kind::CONNECTION_ERROR));
-    let outcome = call(&engine, &script).await.unwrap();
+    let outcome = call_with(&engine, &script, mine()).await.unwrap();
     assert_eq!(outcome.answer, "\"yesterday's\"");
     assert_eq!(outcome.served_by, None);
     let Some(Degraded::Stale { age, target }) = outcome.degraded else {
@@ -269,12 +281,12 @@ async fn an_outage_is_answered_with_the_last_known_good_answer_and_its_age(stock
     assert_eq!(&*target, "a");
     assert!((90..92).contains(&age.as_secs()), "{age:?}");
 
-    // What was never asked is not known.
+    // Nobody else is given it, and what was never asked is not known.
+    let other = Call::new("g", "search").caller("you");
+    let error = call_with(&engine, &script, other).await.unwrap_err();
+    assert_eq!(error.ending, Ending::Exhausted);
     let other = Request::new("search", r#"{"query":"y"}"#);
-    let unknown = engine
-        .call(&script, Call::new("g", "search"), &other)
-        .await
-        .unwrap_err();
+    let unknown = engine.call(&script, mine(), &other).await.unwrap_err();
     assert_eq!(unknown.error.ending, Ending::Exhausted);
 }
 
@@ -307,9 +319,10 @@ async fn data_never_hides_what_is_the_callers_fault(stock: Stock) {
         );
     let engine = begin(stock, &text).await;
     let script = Script::default().on("a", good("1"));
-    call(&engine, &script).await.unwrap();
+    let mine = || Call::new("g", "search").caller("me");
+    call_with(&engine, &script, mine()).await.unwrap();
     script.set("a", bad(Kind::INVALID_PARAMETER));
-    let error = call(&engine, &script).await.unwrap_err();
+    let error = call_with(&engine, &script, mine()).await.unwrap_err();
     assert_eq!(error.kind(), &Kind::INVALID_PARAMETER);
     assert_eq!(taken_in(&error), ["fail-fast"]);
 }
