@@ -717,20 +717,3 @@ async fn more_decisions_than_there_are_instances_wait_for_each_other() {
         assert!(task.await.unwrap().unwrap().is_some());
     }
 }
-
-/// Not a check: prints what one decision costs.
-#[tokio::test]
-#[ignore = "a measurement, run by name"]
-async fn cost_of_one_decision() {
-    let strategy = load(Guest::default()).await;
-    let now = situation();
-    let started = Instant::now();
-    for _ in 0..10_000 {
-        strategy.decide(&now).await.unwrap();
-    }
-    println!(
-        "{:?} a decision, pooled: {}",
-        started.elapsed() / 10_000,
-        RUNTIME.is_pooled()
-    );
-}

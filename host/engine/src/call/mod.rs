@@ -1,7 +1,7 @@
 //! One call, from start to end.
 //!
 //! A healthy call is a straight line: pick a target, send, classify, done. It takes no lock, asks no
-//! strategy and builds no history. Everything a failing call needs stands in [`recover`], which is
+//! strategy and builds no history. Everything a failing call needs is the recovery, which is
 //! entered after the first failure and lives on the heap, so that a waiting healthy call stays small.
 
 mod decide;

@@ -39,11 +39,11 @@ pub(super) async fn run(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> 
         for diagnostic in &host.diagnostics {
             terminal::complain(&diagnostic.to_string());
         }
-        terminal::say(&format!(
-            "{} targets, {} strategies",
-            targets.len(),
-            strategies.len()
-        ));
+        let (targets_found, strategies_found) = (
+            terminal::count(targets.len(), "target", "targets"),
+            terminal::count(strategies.len(), "strategy", "strategies"),
+        );
+        terminal::say(&format!("{targets_found}, {strategies_found}"));
         for target in &targets {
             let spec = &target.spec;
             let (kind, group) = (spec.kind.as_str(), &spec.group);
@@ -62,8 +62,11 @@ pub(super) async fn run(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> 
             .count();
         let verdict = match errors {
             0 => format!("{} is in order", path.display()),
-            1 => format!("{} has 1 error", path.display()),
-            _ => format!("{} has {errors} errors", path.display()),
+            _ => format!(
+                "{} has {}",
+                path.display(),
+                terminal::count(errors, "error", "errors")
+            ),
         };
         terminal::say(&verdict);
     }

@@ -12,10 +12,11 @@ pub(crate) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// Sends the log to standard error: `RUST_LOG` says how much, warnings where it says nothing.
+/// Sends the log to standard error: `RUST_LOG` says how much, warnings where it says nothing (of
+/// rmcp, which only the demo's servers are made with, errors).
 pub(crate) fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rmcp=error"));
     let colour = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let subscriber = tracing_subscriber::fmt()
@@ -24,4 +25,9 @@ pub(crate) fn log() {
         .with_writer(std::io::stderr);
     // It fails only where a log is there already, which then serves as well.
     let _ = subscriber.try_init();
+}
+
+/// A number with its noun.
+pub(crate) fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }

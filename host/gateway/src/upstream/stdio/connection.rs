@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) modern: AtomicBool,
     pub(super) peer: OnceLock<Arc<Peer>>,
     pub(super) born: Instant,
+    /// Whether it has answered a request of a client.
+    pub(super) of_use: AtomicBool,
     /// Set when the process has ended or must end.
     pub(super) ended: CancellationToken,
 }

@@ -26,7 +26,8 @@ use connection::{Connection, lock, log_lines, read, write};
 /// at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A process that lived this long is taken for a sound one.
+/// A process that lived this long is taken for a sound one, as is one that was of use: only a process
+/// that keeps ending without having done anything is started more and more slowly.
 const SOUND_LIFE: Duration = Duration::from_secs(10);
 /// Messages that may wait to be written; a process that does not read holds its callers back.
 const WRITE_QUEUE: usize = 64;
@@ -80,10 +81,12 @@ impl Stdio {
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
-        self.connection()
-            .await?
-            .request(method, params, wiring, alive)
-            .await
+        let connection = self.connection().await?;
+        let answer = connection.request(method, params, wiring, alive).await?;
+        if method != "ping" && method != "server/discover" {
+            connection.of_use.store(true, Ordering::Relaxed);
+        }
+        Ok(answer)
     }
 
     pub(super) async fn close(&self) {
@@ -133,7 +136,10 @@ impl Stdio {
         }
         let now = Instant::now();
         let last = lock(&self.current).take();
-        if last.is_some_and(|last| now.duration_since(last.born) > SOUND_LIFE) {
+        let sound = |last: Arc<Connection>| {
+            last.of_use.load(Ordering::Relaxed) || now.duration_since(last.born) > SOUND_LIFE
+        };
+        if last.is_some_and(sound) {
             *starts = Starts {
                 initialize_only: starts.initialize_only,
                 ..Starts::default()
@@ -271,6 +277,7 @@ impl Stdio {
             modern: AtomicBool::new(true),
             peer: OnceLock::new(),
             born: Instant::now(),
+            of_use: AtomicBool::new(false),
             ended: CancellationToken::new(),
         });
         tokio::spawn(log_lines(name.clone(), stderr));
