@@ -100,6 +100,12 @@ impl<X: Exchange> Recovery<'_, X> {
             fault: fault.label(),
             message: fault.to_string(),
         });
+        if let Some(faults) = strategy.take_quarantine() {
+            self.engine.shared.emit(|| EventKind::StrategyQuarantined {
+                strategy: strategy.name().clone(),
+                faults,
+            });
+        }
         if strategy.on_fault() != OnFault::Decline {
             self.step(
                 strategy,

@@ -17,8 +17,8 @@ fn yes() -> bool {
 
 /// One `[[strategy]]`: a use of a plugin. One plugin may be used several times, under several names.
 ///
-/// A file without any `[[strategy]]` uses every stock strategy with its defaults; one with at least
-/// one uses exactly those that it lists, see [`Config::strategies`](super::Config::strategies).
+/// Plugins without an entry take part all the same, see
+/// [`Config::strategies`](super::Config::strategies).
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -59,7 +59,7 @@ pub enum OnFault {
     Skip,
     /// The call fails.
     Fail,
-    /// No other strategy is asked; the call ends with its first failure.
+    /// The next strategy is asked as well, and the explanation says that this one declined.
     Decline,
 }
 
@@ -68,11 +68,11 @@ pub enum OnFault {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The longest one decision (condition and action) may take, 1 ms to 1 minute.
+    /// The longest one decision (condition and action) may take, 10 ms to 1 minute.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub decision_deadline: Option<Duration>,
-    /// The longest metadata and configuration may take, 1 ms to 5 minutes.
+    /// The longest metadata and configuration may take, 10 ms to 1 minute.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub configure_deadline: Option<Duration>,
@@ -155,16 +155,12 @@ impl Strategy {
 
 impl Limits {
     fn read(r: &mut Reader<'_, '_>) -> Self {
-        const SHORTEST: Duration = Duration::from_millis(1);
+        // The sandbox counts in ticks of this length.
+        const SHORTEST: Duration = Duration::from_millis(10);
+        const LONGEST: Duration = Duration::from_secs(60);
         Self {
-            decision_deadline: r.read(
-                "decision_deadline",
-                value::duration(SHORTEST..=Duration::from_secs(60)),
-            ),
-            configure_deadline: r.read(
-                "configure_deadline",
-                value::duration(SHORTEST..=Duration::from_secs(300)),
-            ),
+            decision_deadline: r.read("decision_deadline", value::duration(SHORTEST..=LONGEST)),
+            configure_deadline: r.read("configure_deadline", value::duration(SHORTEST..=LONGEST)),
             memory: r.read("memory", value::size(64 << 10..=4 << 30)),
             state_quota: r.read("state_quota", value::size(0..=1 << 30)),
             log_bytes: r.read("log_bytes", value::size(0..=16 << 20)),

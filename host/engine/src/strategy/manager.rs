@@ -138,6 +138,15 @@ impl Entry {
         }
     }
 
+    /// The faults that led to its quarantine, once for each quarantine.
+    pub(crate) fn take_quarantine(&self) -> Option<u32> {
+        match &self.body {
+            Body::Native(_) => None,
+            #[cfg(feature = "component")]
+            Body::Component(component) => component.take_quarantine(),
+        }
+    }
+
     /// Whether it wants to be asked about a failure of this kind in this operation.
     pub fn is_interested(&self, situation: &Situation) -> bool {
         self.interest

@@ -28,6 +28,7 @@ mod verdict;
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -117,6 +118,8 @@ pub struct ComponentStrategy {
     interest: Interest,
     inspection: Inspection,
     quarantine: Quarantine,
+    /// A quarantine has begun that nobody was told of yet.
+    newly_quarantined: AtomicBool,
 }
 
 impl std::fmt::Debug for ComponentStrategy {
@@ -209,6 +212,7 @@ impl ComponentStrategy {
             interest,
             inspection,
             quarantine,
+            newly_quarantined: AtomicBool::new(false),
         }))
     }
 
@@ -296,6 +300,7 @@ impl ComponentStrategy {
                 let plugin = &*self.shared.name;
                 tracing::warn!(target: "backstop::strategy", plugin, fault = fault.label(), "strategy {plugin} {fault}");
                 if let Some(spell) = self.quarantine.faulted() {
+                    self.newly_quarantined.store(true, Ordering::Release);
                     tracing::warn!(target: "backstop::strategy", plugin, "strategy {plugin} is quarantined for {spell:?}");
                 }
             }
@@ -372,6 +377,13 @@ impl ComponentStrategy {
     /// Whether it has been failing.
     pub fn standing(&self) -> Standing {
         self.quarantine.standing()
+    }
+
+    /// The faults that led to a quarantine, once for each: for whoever tells of it.
+    pub(crate) fn take_quarantine(&self) -> Option<u32> {
+        self.newly_quarantined
+            .swap(false, Ordering::AcqRel)
+            .then(|| self.standing().faults)
     }
 }
 
