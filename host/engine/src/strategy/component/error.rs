@@ -31,7 +31,7 @@ pub enum LoadError {
     #[error("plugin {plugin}: {} leads out of the plugin folder: put the file itself there", path.display())]
     Escape { plugin: String, path: PathBuf },
     /// The file is too large.
-    #[error("plugin {plugin}: the component is larger than {}: raise `limits.component-bytes`, or make it smaller", Size(*limit))]
+    #[error("plugin {plugin}: the component is larger than {}, the most a component may have: build it smaller", Size(*limit))]
     TooLarge { plugin: String, limit: usize },
     /// A limit is out of its range.
     #[error("plugin {plugin}: `limits` is not acceptable: {source}")]
