@@ -129,7 +129,7 @@ pub struct Target {
     pub healthy: bool,
     /// Its circuit lets a request through.
     pub admitted: bool,
-    /// It was asked in this call already.
+    /// It was asked in this call already for the present operation with the present arguments.
     pub tried: bool,
     /// It is the present target.
     pub present: bool,

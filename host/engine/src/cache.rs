@@ -13,6 +13,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use crate::call::Level;
 use crate::canonical::canonical;
 use crate::exchange::Retained;
 use crate::strategy::KnownGood;
@@ -44,6 +45,7 @@ impl Default for CacheLimits {
 /// What an answer was the answer to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct CacheKey {
+    level: Level,
     group: Arc<str>,
     operation: Arc<str>,
     arguments: Bytes,
@@ -51,8 +53,14 @@ pub(crate) struct CacheKey {
 
 impl CacheKey {
     /// The key of an operation with these arguments, in whatever order they are written.
-    pub(crate) fn new(group: Arc<str>, operation: Arc<str>, arguments: Option<&[u8]>) -> Self {
+    pub(crate) fn new(
+        level: Level,
+        group: Arc<str>,
+        operation: Arc<str>,
+        arguments: Option<&[u8]>,
+    ) -> Self {
         Self {
+            level,
             group,
             operation,
             arguments: arguments.map(canonical).unwrap_or_default(),
@@ -168,7 +176,12 @@ mod tests {
     use super::*;
 
     fn key(arguments: &str) -> CacheKey {
-        CacheKey::new("g".into(), "op".into(), Some(arguments.as_bytes()))
+        CacheKey::new(
+            Level::Tool,
+            "g".into(),
+            "op".into(),
+            Some(arguments.as_bytes()),
+        )
     }
 
     fn answer(body: &'static str, shared: bool) -> Retained {
@@ -211,6 +224,15 @@ mod tests {
                 .body,
             "2"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tool_and_a_prompt_of_one_name_are_two_things() {
+        let store = LastKnownGood::new(CacheLimits::default());
+        let now = Instant::now();
+        store.keep(key("{}"), None, "t".into(), answer("1", true), now);
+        let prompt = CacheKey::new(Level::Prompt, "g".into(), "op".into(), Some(b"{}"));
+        assert!(store.find(prompt, None, now).is_none());
     }
 
     #[tokio::test(start_paused = true)]

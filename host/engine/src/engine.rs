@@ -78,7 +78,8 @@ type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 impl Shared {
     /// The retry budget of a group; made when the group is first called.
     pub(crate) fn budget_of(&self, group: &Arc<str>) -> Arc<RetryBudget> {
-        self.budgets.of(group)
+        self.budgets
+            .of(group, || self.registry.list_group(group).is_empty())
     }
 
     pub(crate) fn emit(&self, what: impl FnOnce() -> EventKind) {
@@ -113,9 +114,13 @@ struct Budgets {
 }
 
 impl Budgets {
-    fn of(&self, group: &Arc<str>) -> Arc<RetryBudget> {
+    /// A group that is unknown gets a budget that is not kept: names may come from outside.
+    fn of(&self, group: &Arc<str>, is_unknown: impl FnOnce() -> bool) -> Arc<RetryBudget> {
         if let Some(budget) = self.table.load().get(group) {
             return budget.clone();
+        }
+        if is_unknown() {
+            return Arc::new(self.model.renewed(Instant::now()));
         }
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());

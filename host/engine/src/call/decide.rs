@@ -210,7 +210,8 @@ impl<X: Exchange> Recovery<'_, X> {
         reason: &str,
     ) -> Result<Plan<X::Answer>, Refusal> {
         let failure = &situation.failure;
-        if !failure.retryable {
+        // A delay of the retry policy says that its condition wants a retry all the same.
+        if !failure.retryable && situation.next_delay.is_none() {
             return Err(Refusal::NotRetryable);
         }
         if !self.is_repeatable() {
@@ -319,7 +320,16 @@ impl<X: Exchange> Recovery<'_, X> {
         let arguments = self.exchange.arguments(&redirected);
         let canonical = arguments.as_deref().map(canonical).unwrap_or_default();
         let target = match target {
-            Some(name) => self.known_target(name)?,
+            Some(name) => {
+                let target = self.known_target(name)?;
+                if target.spec.group != group {
+                    return Err(Refusal::UnknownTarget(name.to_owned()));
+                }
+                if self.is_cooling(&situation.failure, &target) {
+                    return Err(Refusal::NoTarget);
+                }
+                target
+            }
             None => self.target_for(&group, &operation, &canonical, &situation.failure)?,
         };
         if self
@@ -416,8 +426,9 @@ impl<X: Exchange> Recovery<'_, X> {
         failure: &Failure,
     ) -> Result<Arc<Target>, Refusal> {
         let mut exclude = self.ledger.visited.targets_of(operation, canonical);
-        let cooling = failure.ill_health || failure.retry_after.is_some();
-        if let Some(present) = self.present.as_ref().filter(|_| cooling) {
+        if let Some(present) = &self.present
+            && self.is_cooling(failure, present)
+        {
             exclude.push(present.name.clone());
         }
         let request = PickRequest {
@@ -429,6 +440,16 @@ impl<X: Exchange> Recovery<'_, X> {
             .registry
             .peek_best(group, &request, Instant::now())
             .ok_or(Refusal::NoTarget)
+    }
+
+    /// Whether a target is the one that was just left, and not for another's sake.
+    fn is_cooling(&self, failure: &Failure, target: &Arc<Target>) -> bool {
+        let cooling = failure.ill_health || failure.retry_after.is_some();
+        cooling
+            && self
+                .present
+                .as_ref()
+                .is_some_and(|present| present.name == target.name)
     }
 
     fn check_admitted(&self, target: &Arc<Target>) -> Result<(), Refusal> {

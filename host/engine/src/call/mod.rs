@@ -82,6 +82,17 @@ impl Engine {
             .registry
             .pick(&facts.group, &wanted, started, &mut || (shared.random)());
         let (first, failure) = match pick {
+            _ if timing.deadline <= started => {
+                let failure = Failure::new(Kind::TIMEOUT_ERROR, "the call has no time");
+                (
+                    None,
+                    Failure {
+                        ambiguous: false,
+                        origin: Origin::Local,
+                        ..failure
+                    },
+                )
+            }
             None => (None, shared.nobody_to_ask(&facts.group)),
             Some(pick) => {
                 let kind = (1, AttemptKind::Original);
@@ -143,19 +154,26 @@ impl Engine {
                 }
                 (Some(failure), raw) => (failure, Some(raw)),
                 // An exchange that finds nothing wrong with an error: still not an answer.
-                (None, raw) => (
-                    Failure::new(Kind::UNKNOWN, "the attempt failed without a reason"),
-                    Some(raw),
-                ),
+                // What became of the request nobody knows.
+                (None, raw) => {
+                    let failure =
+                        Failure::new(Kind::UNKNOWN, "the attempt failed without a reason");
+                    (
+                        Failure {
+                            ambiguous: true,
+                            ..failure
+                        },
+                        Some(raw),
+                    )
+                }
             },
-            None if now >= attempt.deadline && took < attempt.timeout => {
-                // The caller's short deadline says nothing about the target: no verdict.
+            // It was not silent for a whole timeout: the call's deadline, or the longest time of an
+            // attempt, came before. That says nothing about the target: no verdict.
+            None if attempt.quiet_for(now) < attempt.timeout => {
                 drop(permit);
-                let failure = Failure::new(
-                    Kind::TIMEOUT_ERROR,
-                    format!("no answer before the call's deadline, after {took:?}"),
-                );
+                let failure = self.shared.detector.timed_out(took);
                 let failure = Failure {
+                    silent: false,
                     ill_health: false,
                     ..failure
                 };
@@ -189,6 +207,7 @@ impl Engine {
         {
             let arguments = exchange.arguments(request);
             let key = CacheKey::new(
+                facts.level,
                 group.clone(),
                 attempt.operation.clone(),
                 arguments.as_deref(),

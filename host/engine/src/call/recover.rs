@@ -157,6 +157,10 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             if !next.delay.is_zero() {
                 sleep(next.delay).await;
             }
+            // A strategy that took its time, or a timer that fired late: nothing is sent any more.
+            if Instant::now() >= self.timing.deadline {
+                return Err(self.ended(Ending::DeadlineExceeded, None, failure));
+            }
             let (made, latest) = match self.make(next).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(bad) => bad,

@@ -58,10 +58,10 @@ impl Surroundings for CallSurroundings {
             kind,
             name: None,
         };
-        let target = self
-            .shared
-            .registry
-            .peek_best(&self.group, &request, Instant::now())?;
+        let now = Instant::now();
+        let target = self.shared.registry.peek_best(&self.group, &request, now);
+        // Where every circuit is open the registry names a last resort, which nobody may switch to.
+        let target = target.filter(|target| target.standing(now).admitted)?;
         Some(target.name.clone())
     }
 
@@ -79,6 +79,7 @@ impl Surroundings for CallSurroundings {
             .get_or_init(|| {
                 let cache = self.shared.cache.load();
                 let key = CacheKey::new(
+                    self.call.level,
                     self.call.group.clone(),
                     self.call.operation.clone(),
                     self.arguments.as_deref(),

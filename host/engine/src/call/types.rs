@@ -275,6 +275,12 @@ impl Attempt {
             .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// How long the target has shown no life.
+    pub(crate) fn quiet_for(&self, now: Instant) -> Duration {
+        let last_life = Duration::from_millis(self.progress.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started + last_life.min(MAX_DEADLINE))
+    }
+
     /// When it ends unless the target shows life before.
     pub(crate) fn limit(&self) -> Instant {
         let last_life = Duration::from_millis(self.progress.load(Ordering::Relaxed));

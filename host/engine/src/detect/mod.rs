@@ -405,10 +405,18 @@ impl Rules {
         mut failure: Failure,
         hint: Option<Duration>,
     ) -> Failure {
-        let mut patterns = self.custom.iter().chain(&self.built_in);
-        let pattern = patterns
-            .find(|p| p.matches(scope, open, class, &failure.message))
-            .map(|p| &p.pattern);
+        let matching = |list: &'_ [Compiled]| {
+            list.iter()
+                .position(|p| p.matches(scope, open, class, &failure.message))
+        };
+        let (custom, pattern) = match matching(&self.custom) {
+            Some(at) => (true, self.custom.get(at)),
+            None => (
+                false,
+                matching(&self.built_in).and_then(|at| self.built_in.get(at)),
+            ),
+        };
+        let pattern = pattern.map(|p| &p.pattern);
         if let Some(pattern) = pattern {
             let by_kind = Failure::new(pattern.kind.clone(), String::new());
             let ambiguous = match scope {
@@ -416,10 +424,24 @@ impl Rules {
                 Scope::ToolResult => true,
                 // The transport knows what it sent.
                 Scope::Transport => failure.ambiguous,
-                _ if open => by_kind.ambiguous,
+                // The server has answered, so it had the request: words do not prove that it did
+                // nothing, unless they say that it would not even begin.
+                Scope::JsonRpc | Scope::Http if open => {
+                    let refused_to_begin = by_kind.kind == Kind::TOO_MANY_REQUESTS
+                        || by_kind.kind == Kind::SESSION_EXPIRED;
+                    by_kind.ambiguous
+                        || !refused_to_begin && (failure.ambiguous || by_kind.retryable)
+                }
+                // A call that was cancelled may have been under way.
+                _ if open => by_kind.ambiguous || by_kind.kind == Kind::CANCELLED,
                 _ => failure.ambiguous || by_kind.ambiguous,
             };
-            failure.ambiguous = pattern.ambiguous.unwrap_or(ambiguous);
+            // What the built-in words say of our transport they cannot say of a server's answer.
+            let answered = matches!(scope, Scope::JsonRpc | Scope::Http);
+            let said = pattern
+                .ambiguous
+                .filter(|said| *said || custom || !answered);
+            failure.ambiguous = said.unwrap_or(ambiguous);
             failure.ill_health = pattern
                 .ill_health
                 .unwrap_or(by_kind.ill_health && scope != Scope::ToolResult);

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::{Decision, InfoError, Interest, Situation, Strategy, StrategyFault, StrategyInfo};
+use super::{
+    Action, Decision, InfoError, Interest, Situation, Strategy, StrategyFault, StrategyInfo,
+};
 
 #[cfg(feature = "component")]
 use super::component::ComponentStrategy;
@@ -294,15 +296,17 @@ impl StrategyManager {
         self.entries.load_full()
     }
 
-    /// The first strategy that applies, and what it proposes. A strategy that fails to decide is
-    /// passed over.
+    /// The first strategy that applies, and what it proposes. A strategy that fails to decide, or
+    /// declines after all, is passed over.
     pub async fn execute(&self, situation: &Situation) -> Option<Proposal> {
         for strategy in self
             .list()
             .iter()
             .filter(|entry| entry.is_interested(situation))
         {
-            if let Ok(Some(decision)) = strategy.decide(situation).await {
+            if let Ok(Some(decision)) = strategy.decide(situation).await
+                && decision.action != Action::Decline
+            {
                 return Some(Proposal {
                     strategy: strategy.clone(),
                     decision,

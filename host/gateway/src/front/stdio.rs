@@ -72,7 +72,12 @@ pub(crate) async fn serve(
             continue;
         }
         match Envelope::parse(line) {
-            Err(error) => drop(out.send(error.answer()).await),
+            Err(error) => {
+                tokio::select! {
+                    _ = out.send(error.answer()) => {}
+                    () = shutdown.cancelled() => break,
+                }
+            }
             Ok(Envelope::Request { id, method, params }) => {
                 let (router, session, out) = (router.clone(), session.clone(), out.clone());
                 // Registered before the next line is read: it may take the request back.
@@ -86,9 +91,13 @@ pub(crate) async fn serve(
                         ..Asker::default()
                     };
                     session.watch(&method, params.as_ref());
-                    let answer = router.answer(&id, &method, params, &asker);
+                    // A client that does not read holds its own requests back, and no end of ours.
+                    let work = async {
+                        let answer = router.answer(&id, &method, params, &asker).await;
+                        let _ = out.send(answer).await;
+                    };
                     tokio::select! {
-                        answer = answer => drop(out.send(answer).await),
+                        () = work => {}
                         () = running.cancelled.cancelled() => {}
                         () = stop.cancelled() => {}
                     }

@@ -1,6 +1,7 @@
 //! Lists: one call of the engine per group, so that a group's list comes from its best server that
 //! can be reached, and the last good one stays while none can.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +9,34 @@ use backstop::Call;
 use backstop::call::{Level, RepeatSafety};
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Asker, Refused, Router, outcome};
 use crate::catalog::{Listing, Section};
 use crate::envelope::{Json, Payload};
 use crate::exchange::{McpAnswer, McpRequest};
+use crate::upstream::Upstream;
 
 /// How long a group's list may take.
 pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
 /// Pages of one list; a server that never ends its list is cut off there.
 const MAX_PAGES: usize = 256;
+
+/// How long a group whose list could not be had is left alone by calls that look for a name.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// Which groups' lists could not be had, and when.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    failed: HashMap<(Arc<str>, Section), Instant>,
+}
+
+impl Tried {
+    fn is_due(&self, group: &Arc<str>, section: Section) -> bool {
+        let failed = self.failed.get(&(group.clone(), section));
+        failed.is_none_or(|at| at.elapsed() >= TRY_AGAIN)
+    }
+}
 
 impl Router {
     /// The list of every group, as one page. It fails only where nothing is known of any group.
@@ -56,18 +75,36 @@ impl Router {
 
     /// Makes sure that the lists are known as far as they can be.
     pub(super) async fn load(&self, section: Section) {
-        let missing = || {
-            self.catalog
-                .groups
-                .iter()
-                .filter(|group| !self.catalog.knows(group, section))
-        };
-        if missing().next().is_none() {
+        let is_unknown = |group: &Arc<str>| !self.catalog.knows(group, section);
+        if !self.catalog.groups.iter().any(is_unknown) {
             return;
         }
-        let _one_at_a_time = self.loading.lock().await;
+        let mut tried = self.loading.lock().await;
+        let mut due = self.catalog.groups.clone();
+        due.retain(|group| is_unknown(group) && tried.is_due(group, section));
         let asker = Asker::default();
-        join_all(missing().map(|group| self.refresh(group, section, &asker))).await;
+        let loaded = join_all(due.iter().map(|group| self.refresh(group, section, &asker))).await;
+        for (group, loaded) in due.iter().zip(loaded) {
+            if loaded.is_err() {
+                tried
+                    .failed
+                    .insert((group.clone(), section), Instant::now());
+            }
+        }
+    }
+
+    fn members(&self, group: &Arc<str>) -> impl Iterator<Item = &Arc<Upstream>> {
+        let all = self.upstreams().values();
+        all.filter(move |upstream| upstream.spec.group == *group)
+    }
+
+    /// Whether every server of a group has said that it has no such list.
+    fn nobody_has(&self, group: &Arc<str>, section: Section) -> bool {
+        self.members(group).all(|upstream| {
+            upstream
+                .known_peer()
+                .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
+        })
     }
 
     async fn refresh(
@@ -76,16 +113,7 @@ impl Router {
         section: Section,
         asker: &Asker,
     ) -> Result<(), McpAnswer> {
-        let mut peers = self
-            .upstreams()
-            .values()
-            .filter(|upstream| upstream.spec.group == *group);
-        let lacks = |upstream: &Arc<crate::upstream::Upstream>| {
-            upstream
-                .known_peer()
-                .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
-        };
-        if peers.any(lacks) {
+        if self.nobody_has(group, section) {
             self.catalog.keep(group, section, Listing::default());
             return Ok(());
         }
@@ -128,9 +156,9 @@ impl Router {
                 break;
             }
         }
-        let trusted = served_by
-            .and_then(|name| self.upstreams().get(&name))
-            .is_some_and(|upstream| upstream.spec.trusted);
+        // A tool's next call may go to any server of the group: one that is not trusted must not gain
+        // by what another says.
+        let trusted = self.members(group).all(|upstream| upstream.spec.trusted);
         self.catalog
             .keep(group, section, Listing::read(section, items, trusted));
         Ok(())

@@ -9,7 +9,9 @@ mod lists;
 mod outcome;
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use backstop::call::{Level, RepeatSafety};
 use backstop::mcp::rpc;
@@ -27,6 +29,8 @@ use crate::upstream::{META_VERSION, MODERN, Unasked, Upstream, Wiring};
 
 /// Exchanges in several rounds whose server is remembered.
 const ROUNDS_REMEMBERED: usize = 1024;
+/// How often a call looks whether the group it needs is known by now.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Unasked messages that may wait for a slow front; it misses the oldest.
 const NEWS_QUEUE: usize = 256;
 
@@ -59,7 +63,7 @@ pub(crate) struct Router {
     pub(crate) news: broadcast::Sender<News>,
     /// Which server asked back, by the state it wants to be given.
     rounds: Mutex<VecDeque<(String, Arc<str>)>>,
-    loading: tokio::sync::Mutex<()>,
+    loading: tokio::sync::Mutex<lists::Tried>,
 }
 
 /// A refusal of the gateway's own.
@@ -300,7 +304,19 @@ impl Router {
     }
 
     async fn find(&self, section: Section, name: &str) -> Result<(Arc<str>, String), Refused> {
-        self.load(section).await;
+        // A group that is known must not wait for one that is ill.
+        let mut loading = pin!(self.load(section));
+        loop {
+            if let Route::To(group, own) = self.catalog.route(section, name) {
+                return Ok((group, own));
+            }
+            if tokio::time::timeout(LOOK_AGAIN, loading.as_mut())
+                .await
+                .is_ok()
+            {
+                break;
+            }
+        }
         match self.catalog.route(section, name) {
             Route::To(group, own) => Ok((group, own)),
             Route::Ambiguous(names) => Err(Refused::params(format!(

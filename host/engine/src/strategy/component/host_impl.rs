@@ -25,6 +25,8 @@ const MAX_TARGETS: usize = 256;
 const MAX_ATTEMPTS: usize = 64;
 /// Routes one strategy may declare.
 pub(super) const MAX_ROUTES: usize = 1024;
+/// Bytes of an operation's name in a declared route.
+pub(super) const MAX_ROUTE_NAME: usize = 1024;
 /// Handles to streams, clocks and the like one instance may hold.
 const MAX_HANDLES: usize = 256;
 
@@ -446,7 +448,14 @@ impl routes::Host for Cell {
         if let Phase::Load(routes) = &mut self.phase {
             // One more than allowed is kept, as the mark of a list that is too long.
             if routes.len() <= MAX_ROUTES {
-                routes.push(Route { source, fallback });
+                // What is too long is not kept: the host's memory is not the guest's. Its empty name
+                // marks the list as bad.
+                let fits = source.len().max(fallback.len()) <= MAX_ROUTE_NAME;
+                let name = |name: String| if fits { name } else { String::new() };
+                routes.push(Route {
+                    source: name(source),
+                    fallback: name(fallback),
+                });
             }
         }
     }

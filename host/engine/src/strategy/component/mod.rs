@@ -47,7 +47,7 @@ pub use stock::stock;
 
 use self::bindings::StrategyPre;
 use self::capabilities::Folder;
-use self::host_impl::{Cell, MAX_ROUTES, Phase, Shared};
+use self::host_impl::{Cell, MAX_ROUTE_NAME, MAX_ROUTES, Phase, Shared};
 use self::instance::{Instance, within};
 use self::manifest::Manifest;
 use self::quarantine::Quarantine;
@@ -265,6 +265,16 @@ impl ComponentStrategy {
         else {
             return Ok(Vec::new());
         };
+        let unnamed = |route: &Route| route.source.is_empty() || route.fallback.is_empty();
+        if routes.iter().any(unnamed) {
+            let reason = format!(
+                "a declared route has a name that is empty or longer than {MAX_ROUTE_NAME} bytes"
+            );
+            return Err(LoadError::Configure {
+                plugin: plugin(),
+                source: StrategyFault::Garbage(reason),
+            });
+        }
         if routes.len() > MAX_ROUTES {
             let reason = format!("more than {MAX_ROUTES} routes are declared");
             return Err(LoadError::Configure {

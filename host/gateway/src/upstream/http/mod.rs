@@ -389,8 +389,10 @@ fn refuses_session(status: u16, body: &Bytes) -> bool {
         404 => true,
         400 => matches!(
             Envelope::parse(body.clone()),
-            Ok(Envelope::Answer { id: None, answer: Payload::Error(error) })
-                if error.member("code").and_then(|code| code.read().ok()) == Some(TRANSPORT_REFUSAL)
+            Ok(Envelope::Answer { id, answer: Payload::Error(error) })
+                // An id that is a number is that of a request.
+                if id.as_ref().is_none_or(|id| id.read::<u64>().is_err())
+                    && error.member("code").and_then(|code| code.read().ok()) == Some(TRANSPORT_REFUSAL)
         ),
         _ => false,
     }
@@ -407,6 +409,9 @@ mod tests {
         let text = r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}"#;
         assert!(refuses(400, text));
         let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Bad Request: Server not initialized"}}"#;
+        assert!(refuses(400, text));
+
+        let text = r#"{"jsonrpc":"2.0","id":"server-error","error":{"code":-32000,"message":"Bad Request"}}"#;
         assert!(refuses(400, text));
 
         let text = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}"#;

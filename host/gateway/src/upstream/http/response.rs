@@ -60,9 +60,10 @@ impl Http {
             // The newest revision sends JSON-RPC errors with 400 and 404.
             if matches!(status.as_u16(), 400 | 404)
                 && let Ok(Envelope::Answer {
-                    id: Some(_),
+                    id: Some(given),
                     answer,
                 }) = Envelope::parse(body.clone())
+                && given.read::<u64>().ok() == Some(id)
             {
                 return Ok(answer);
             }
@@ -94,11 +95,19 @@ impl Http {
         }
         let body = self.body(&mut response, MAX_MESSAGE_BYTES).await?;
         match Envelope::parse(body) {
-            Ok(Envelope::Answer { answer, .. }) => Ok(answer),
+            Ok(Envelope::Answer {
+                id: Some(given),
+                answer,
+            }) if given.read::<u64>().ok() == Some(id) => Ok(answer),
+            // A server that could not read the id says so without one (JSON-RPC 2.0, section 5).
+            Ok(Envelope::Answer {
+                id: None,
+                answer: answer @ Payload::Error(_),
+            }) => Ok(answer),
             Ok(_) => Err(UpstreamError::fault(
                 &self.service,
                 Fault::Garbage,
-                "what came back is no answer",
+                "what came back is no answer to this request",
             )),
             Err(error) => Err(UpstreamError::caused(
                 &self.service,
