@@ -553,6 +553,65 @@ async fn progress_prolongs_an_attempt_but_not_the_call() {
         .unwrap_err();
     assert_eq!(started.elapsed(), Duration::from_secs(50));
     assert_eq!(failed.error.cause.kind, Kind::TIMEOUT_ERROR);
+    // It was lively to the end.
+    assert!(!failed.error.cause.silent && !failed.error.cause.ill_health);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_time_sends_nothing() {
+    let script = Script::default().on("a", [Reply::Good("late")]);
+    let engine = engine(&["a"], vec![retry_always(1, None)]);
+    let call = call().deadline(Duration::ZERO);
+    let failed = engine
+        .call(&script, call, &request("op"))
+        .await
+        .unwrap_err();
+    assert!(script.targets_sent().is_empty());
+    assert_eq!(failed.error.ending, Ending::DeadlineExceeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_operation_is_not_sent_to_a_group_that_does_not_offer_it() {
+    let script = Script::default().on(
+        "a",
+        [Reply::Bad(Failure::new(Kind::METHOD_NOT_FOUND, "gone"))],
+    );
+    let elsewhere = rule("operation", 1, |_| {
+        Some(Action::CallOperation {
+            operation: "other".into(),
+            arguments: None,
+            target: Some("billing".into()),
+        })
+    });
+    let engine = engine(&["a"], vec![elsewhere]);
+    let billing = backstop::registry::TargetSpec::service("billing", "money");
+    engine.registry().register(billing).unwrap();
+    let failed = engine
+        .call(&script, call(), &request("op"))
+        .await
+        .unwrap_err();
+    assert_eq!(script.targets_sent(), ["a"]);
+    assert!(refusals(&failed.error.trouble.steps)[0].contains("no target named \"billing\""));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_nobody_can_classify_may_have_been_carried_out() {
+    struct Shrug;
+    impl backstop::Exchange for Shrug {
+        type Request = ();
+        type Answer = ();
+        type Error = ();
+        async fn send(&self, _: &backstop::call::Attempt, (): &()) -> Result<(), ()> {
+            Err(())
+        }
+        fn classify(&self, _: Result<&(), &()>, _: &backstop::detect::Detector) -> Option<Failure> {
+            None
+        }
+    }
+    let engine = engine(&["a", "b"], vec![switch_always(1)]);
+    let failed = engine.call(&Shrug, call(), &()).await.unwrap_err();
+    assert_eq!(failed.error.ending, Ending::OutcomeUnknown);
+    assert_eq!(failed.error.trouble.attempts.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -277,3 +277,24 @@ async fn a_client_that_hangs_up_takes_its_call_with_it() {
     until(|| seen.cancelled.load(Ordering::SeqCst) == 1).await;
     gateway.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_group_that_never_answers_does_not_hold_up_another() {
+    let (url, _server) = http_server(Arc::new(Seen::default())).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("http://{}/mcp", silent.local_addr().unwrap());
+    let mut dead = http("dead", &silent_url);
+    dead.group = "dead".into();
+    let gateway = gateway(vec![http("good", &url), dead]);
+    let began = std::time::Instant::now();
+    let text = serde_json::Map::from_iter([("text".to_owned(), json!("hi"))]);
+    for _ in 0..3 {
+        gateway.call_tool("echo", &text).await.unwrap();
+    }
+    // The list of the dead group alone takes 10 s to be given up.
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+}

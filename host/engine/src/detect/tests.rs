@@ -299,6 +299,20 @@ fn words_decide_where_a_json_rpc_code_says_nothing() {
 }
 
 #[test]
+fn what_a_server_says_of_its_own_troubles_does_not_prove_that_it_did_nothing() {
+    let detector = Detector::default();
+    for text in [
+        "webhook failed: connect ECONNREFUSED 10.0.0.5",
+        "the service is temporarily unavailable",
+        "something else",
+    ] {
+        let failure = rpc(&detector, -32000, text);
+        assert!(failure.ambiguous, "{text}: {failure:?}");
+    }
+    assert!(!rpc(&detector, -32000, "rate limit exceeded").ambiguous);
+}
+
+#[test]
 fn a_code_that_fits_no_field_is_not_bent_to_fit() {
     assert_eq!(rpc(&Detector::default(), i64::MAX, "x").rpc_code, None);
     assert_eq!(
