@@ -60,6 +60,7 @@ pub async fn assemble_with(
             name: pattern.name.clone(),
             class: pattern.class.clone(),
             message: pattern.message.clone(),
+            scope: pattern.scope,
             kind: pattern.kind.clone(),
             retryable: pattern.retryable,
             ..Pattern::message("", "", pattern.kind.clone())

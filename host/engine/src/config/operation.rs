@@ -11,6 +11,7 @@ use super::text;
 use super::units::DurationText;
 use super::value::{self, POSITIVE};
 use crate::call::RepeatSafety;
+use crate::detect::Scope;
 use crate::kind::Kind;
 
 /// One `[[operation]]`: what holds for operations whose names match. The entries are tried in the
@@ -86,6 +87,11 @@ pub struct Pattern {
     /// A regular expression over the failure's message. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Which failures it looks at: `open`, those whose kind nothing else tells (a program's own error,
+    /// a JSON-RPC code without a meaning); or all of one sort, before their own meaning: `transport`,
+    /// `http`, `json-rpc`, `tool-result` (a tool's answer with `isError`), `error`. Default: `open`.
+    #[serde(default)]
+    pub scope: Scope,
     /// The kind such a failure is of; custom kinds are welcome.
     pub kind: Kind,
     /// Whether the same request may succeed when it is sent again. Default: what the kind means.
@@ -103,6 +109,17 @@ impl Pattern {
         if let Some(issue) = kind.as_deref().and_then(warn_of_unknown_kind) {
             r.issue("kind", issue);
         }
+        let scope = r.read(
+            "scope",
+            value::word(&[
+                ("open", Scope::Open),
+                ("transport", Scope::Transport),
+                ("http", Scope::Http),
+                ("json-rpc", Scope::JsonRpc),
+                ("tool-result", Scope::ToolResult),
+                ("error", Scope::Error),
+            ]),
+        );
         let retryable = r.read("retryable", value::boolean);
         if !r.has("class") && !r.has("message") {
             let reason = "without class and message it would match every failure";
@@ -116,6 +133,7 @@ impl Pattern {
             name: name?,
             class,
             message,
+            scope: scope.unwrap_or_default(),
             kind: Kind::new(&kind?),
             retryable,
         })
