@@ -307,7 +307,10 @@ impl Router {
         // A group that is known must not wait for one that is ill.
         let mut loading = pin!(self.load(section));
         loop {
-            if let Route::To(group, own) = self.catalog.route(section, name) {
+            // Where there is one group only it is known beforehand, and yet not what its tools are.
+            if let Route::To(group, own) = self.catalog.route(section, name)
+                && self.catalog.knows(&group, section)
+            {
                 return Ok((group, own));
             }
             if tokio::time::timeout(LOOK_AGAIN, loading.as_mut())
