@@ -32,8 +32,14 @@ async fn engine(when: &str, how: &str, more: &str) -> Engine {
     std::fs::create_dir(home.path().join("plugins")).unwrap();
     let file = home.path().join("plugins/misbehave.wasm");
     std::fs::write(file, fixture("misbehave")).unwrap();
+    // On a busy machine its time may be over before its memory: give it less of that and more of this.
+    let limits = if how == "hoard" {
+        "limits = { memory = \"4MiB\", decision_deadline = \"1s\" }\n"
+    } else {
+        ""
+    };
     let text = format!(
-        "plugins = \"plugins\"\n{}[[strategy]]\nplugin = \"misbehave\"\nconfig = {{ when = {when:?}, how = {how:?} }}\n{more}",
+        "plugins = \"plugins\"\n{}[[strategy]]\nplugin = \"misbehave\"\nconfig = {{ when = {when:?}, how = {how:?} }}\n{limits}{more}",
         services(&["a", "b"])
     );
     let started = start_in(home.path(), &text).await;
