@@ -16,6 +16,7 @@ use crate::detect::Detector;
 use crate::event::{Event, EventKind, Events};
 use crate::failure::Failure;
 use crate::guard::Caps;
+use crate::hedge::AnswerTimes;
 use crate::kind::Kind;
 use crate::random::{self, Random};
 use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) cache: ArcSwapOption<LastKnownGood>,
     pub(crate) random: Random,
     pub(crate) ids: AtomicU64,
+    pub(crate) answer_times: AnswerTimes,
     events: Arc<Events>,
     budgets: Budgets,
     wall_clock: WallClock,
@@ -323,6 +325,7 @@ impl EngineBuilder {
                 ),
                 random,
                 ids: AtomicU64::new(1),
+                answer_times: AnswerTimes::default(),
                 budgets: Budgets {
                     model,
                     table: ArcSwap::default(),

@@ -60,6 +60,16 @@ pub enum EventKind {
         delay: Duration,
         reason: String,
     },
+    /// A second target is asked beside the first, which is slow to answer.
+    HedgeSent {
+        call: CallId,
+        group: Arc<str>,
+        operation: Arc<str>,
+        from: Arc<str>,
+        to: Arc<str>,
+        #[serde(rename = "after_ms", serialize_with = "crate::call::as_millis")]
+        after: Duration,
+    },
     /// Another target, another operation or data takes the place of what was asked.
     FallbackTaken {
         call: CallId,

@@ -72,7 +72,7 @@ well_known! {
     CONTEXT_LENGTH = "ContextLength";
     /// A model provider's content filter refused.
     CONTENT_FILTER = "ContentFilter";
-    /// The caller gave up.
+    /// The caller gave up, or another attempt of the call came to its end first.
     CANCELLED = "Cancelled";
     /// Nothing more is known.
     UNKNOWN = "Unknown";

@@ -147,6 +147,7 @@ mod exchange;
 mod failure;
 mod guard;
 pub mod health;
+pub mod hedge;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
@@ -166,4 +167,5 @@ pub use engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
 pub use exchange::{Exchange, Retained};
 pub use failure::{ErrorContext, Failure, Origin, RequestContext};
 pub use guard::{Caps, Refusal};
+pub use hedge::Hedge;
 pub use kind::Kind;

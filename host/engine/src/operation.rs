@@ -9,6 +9,7 @@ use std::time::Duration;
 use globset::{Glob, GlobMatcher};
 
 use crate::call::{Call, RepeatSafety};
+use crate::hedge::Hedge;
 
 /// What holds for the operations whose names match.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct OperationRule {
     pub attempt_timeout: Option<Duration>,
     /// How much callers care, 0 to 100.
     pub importance: Option<u8>,
+    /// When a second target is asked beside a slow one, for read-only operations.
+    pub hedge: Option<Hedge>,
 }
 
 impl OperationRule {
@@ -36,6 +39,7 @@ impl OperationRule {
             deadline: None,
             attempt_timeout: None,
             importance: None,
+            hedge: None,
         })
     }
 }
@@ -63,6 +67,7 @@ impl OperationRules {
         call.deadline = call.deadline.or(rule.deadline);
         call.attempt_timeout = call.attempt_timeout.or(rule.attempt_timeout);
         call.safety = call.safety.or(rule.repeat);
+        call.hedge = call.hedge.or(rule.hedge);
         if let Some(importance) = rule.importance {
             call = call.importance(importance);
         }

@@ -126,14 +126,15 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
         if service.trusted {
             spec = spec.trusted();
         }
-        spec
+        limited(spec, &service.limits)
     });
     let models = config.models.iter().map(|model| {
-        TargetSpec::model(model.name.as_str(), model.group.as_str())
+        let spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
             .url(model.base_url.value())
             .attribute("model", &model.model)
             .priority(model.priority)
-            .weight(weight(model.weight))
+            .weight(weight(model.weight));
+        limited(spec, &model.limits)
     });
     for spec in services.chain(models) {
         let name = spec.name.clone();
@@ -148,6 +149,14 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
     }
 }
 
+fn limited(mut spec: TargetSpec, limits: &config::TargetLimits) -> TargetSpec {
+    if let Some(max) = limits.max_concurrent {
+        spec = spec.concurrency(max, limits.max_queue.unwrap_or(0));
+    }
+    spec.rate_limit = limits.rate_limit;
+    spec
+}
+
 fn weight(weight: u32) -> NonZeroU32 {
     NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN)
 }
@@ -159,6 +168,7 @@ pub(super) fn operations(config: &Config, notes: &mut Notes<'_>) -> OperationRul
         rule.deadline = operation.deadline;
         rule.attempt_timeout = operation.attempt_timeout;
         rule.importance = operation.importance;
+        rule.hedge = operation.hedge;
         Ok::<_, globset::Error>(rule)
     };
     let mut rules = Vec::new();

@@ -6,6 +6,7 @@
 
 mod decide;
 mod execute;
+mod hedged;
 mod recover;
 mod surroundings;
 mod types;
@@ -31,7 +32,8 @@ use crate::exchange::Exchange;
 use crate::failure::{Failure, Origin};
 use crate::kind::Kind;
 use crate::registry::{Permit, PickRequest};
-use recover::{Made, Recovery, Setting};
+use hedged::First;
+use recover::{Recovery, Setting};
 
 /// What came of one attempt.
 enum Tried<A, E> {
@@ -69,6 +71,10 @@ impl Engine {
             attempt_max: deadlines.attempt_max,
         };
         let mut facts = call.facts;
+        let hedge = call
+            .hedge
+            .filter(|_| call.pin.is_none() && !call.no_fallback)
+            .map(|hedge| (hedge, call.safety));
         facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
         let budget = shared.budget_of(&facts.group);
         budget.call_began(started);
@@ -81,48 +87,42 @@ impl Engine {
         let pick = shared
             .registry
             .pick(&facts.group, &wanted, started, &mut || (shared.random)());
-        let (first, failure) = match pick {
-            _ if timing.deadline <= started => {
-                let failure = Failure::new(Kind::TIMEOUT_ERROR, "the call has no time");
-                (
-                    None,
-                    Failure {
-                        ambiguous: false,
-                        origin: Origin::Local,
-                        ..failure
-                    },
-                )
-            }
-            None => (None, shared.nobody_to_ask(&facts.group)),
-            Some(pick) => {
-                let kind = (1, AttemptKind::Original);
-                let operation = facts.operation.clone();
-                let attempt = Attempt::new(&facts, pick.target, operation, kind, started, &timing);
-                match self.attempt(exchange, &attempt, request, pick.permit).await {
-                    Tried::Good { answer } => {
-                        budget.call_succeeded();
-                        self.keep_good(exchange, &facts, &facts.group, &attempt, request, &answer);
-                        let served_by = Some(attempt.target.name.clone());
-                        return Ok(Outcome {
-                            answer,
-                            id: facts.id,
-                            served_by,
-                            degraded: None,
-                            trouble: None,
-                        });
-                    }
-                    Tried::Bad { failure, raw, took } => (
-                        Some(Made {
-                            attempt,
-                            raw,
-                            took,
-                            delay: Duration::ZERO,
-                        }),
-                        failure,
-                    ),
+        let first = match pick {
+            _ if timing.deadline <= started => First::nobody(no_time()),
+            None => First::nobody(shared.nobody_to_ask(&facts.group)),
+            Some(pick) => match hedge.and_then(|hedge| self.hedging(exchange, hedge, &facts)) {
+                None => {
+                    let kind = (1, AttemptKind::Original);
+                    let operation = facts.operation.clone();
+                    let mut attempt =
+                        Attempt::new(&facts, pick.target, operation, kind, started, &timing);
+                    let tried = self.attempt(exchange, &mut attempt, request, pick.permit);
+                    First::only(tried.await, attempt)
                 }
-            }
+                Some(schedule) => {
+                    let race = self.race(exchange, &facts, request, pick, schedule, &timing);
+                    Box::pin(race).await
+                }
+            },
         };
+        if let First::Answered { answer, by, .. } = &first {
+            budget.call_succeeded();
+            self.keep_good(exchange, &facts, &facts.group, by, request, answer);
+        }
+        if let First::Answered {
+            answer,
+            by,
+            other: None,
+        } = first
+        {
+            return Ok(Outcome {
+                answer,
+                id: facts.id,
+                served_by: Some(by.target.name.clone()),
+                degraded: None,
+                trouble: None,
+            });
+        }
         let setting = Setting {
             safety: call
                 .safety
@@ -132,17 +132,29 @@ impl Engine {
             pin: call.pin,
             no_fallback: call.no_fallback,
         };
-        Box::pin(Recovery::new(self, exchange, request, setting).run(first, failure)).await
+        Box::pin(Recovery::new(self, exchange, request, setting).run(first)).await
     }
 
     /// One attempt, bounded by its timeout and the call's deadline.
     async fn attempt<X: Exchange>(
         &self,
         exchange: &X,
-        attempt: &Attempt,
+        attempt: &mut Attempt,
         request: &X::Request,
-        permit: Permit,
+        mut permit: Permit,
     ) -> Tried<X::Answer, X::Error> {
+        if permit.target().is_limited() {
+            let entered = permit.enter(attempt.queue_until()).await;
+            let took = attempt.begin(Instant::now());
+            if let Err(failure) = entered {
+                return Tried::Bad {
+                    failure,
+                    raw: None,
+                    took,
+                };
+            }
+        }
+        let attempt = &*attempt;
         let result = wait(exchange.send(attempt, request), attempt).await;
         let now = Instant::now();
         let took = now.saturating_duration_since(attempt.started);
@@ -220,6 +232,14 @@ impl Engine {
                 Instant::now(),
             );
         }
+    }
+}
+
+fn no_time() -> Failure {
+    Failure {
+        ambiguous: false,
+        origin: Origin::Local,
+        ..Failure::new(Kind::TIMEOUT_ERROR, "the call has no time")
     }
 }
 

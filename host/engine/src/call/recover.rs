@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
+use super::hedged::{First, Other};
 use super::types::Timing;
 use super::{
     Attempt, AttemptKind, AttemptRecord, CallError, CallFacts, Degraded, Ending, Failed, Outcome,
@@ -37,6 +38,18 @@ pub(super) struct Made<A, E> {
     pub(super) raw: Option<Result<A, E>>,
     pub(super) took: Duration,
     pub(super) delay: Duration,
+}
+
+impl<A, E> Made<A, E> {
+    /// An attempt that nothing was waited for.
+    pub(super) fn at_once(attempt: Attempt, raw: Option<Result<A, E>>, took: Duration) -> Self {
+        Self {
+            attempt,
+            raw,
+            took,
+            delay: Duration::ZERO,
+        }
+    }
 }
 
 /// What is done next.
@@ -132,12 +145,34 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         }
     }
 
-    pub(super) async fn run(
-        mut self,
-        first: Option<Made<X::Answer, X::Error>>,
-        failure: Failure,
-    ) -> Ended<X> {
-        let mut failure = self.note(first, failure);
+    pub(super) async fn run(mut self, first: First<X::Answer, X::Error>) -> Ended<X> {
+        let mut failure = match first {
+            First::Answered { answer, by, other } => {
+                if let Some(other) = other {
+                    self.note_other(*other);
+                }
+                return Ok(self.answered(answer, Some(by.target.name.clone()), None));
+            }
+            First::Failed {
+                made,
+                failure,
+                other,
+            } => {
+                // What failed before is the first cause; what was given up is none.
+                let (before, given_up) = match other {
+                    Some(other) if other.given_up => (None, Some(other)),
+                    other => (other, None),
+                };
+                if let Some(other) = before {
+                    self.note_other(*other);
+                }
+                let failure = self.note(made, failure);
+                if let Some(other) = given_up {
+                    self.note_other(*other);
+                }
+                failure
+            }
+        };
         loop {
             let plan = if self.no_fallback {
                 Plan::End {
@@ -190,11 +225,12 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         };
         let kind = (self.ledger.attempts.saturating_add(1), next.kind);
         let operation = self.operation.clone();
-        let attempt = Attempt::new(&self.facts, pick.target, operation, kind, now, &self.timing);
+        let mut attempt =
+            Attempt::new(&self.facts, pick.target, operation, kind, now, &self.timing);
         let request = self.redirected.as_ref().unwrap_or(self.original);
         match self
             .engine
-            .attempt(self.exchange, &attempt, request, pick.permit)
+            .attempt(self.exchange, &mut attempt, request, pick.permit)
             .await
         {
             Tried::Good { answer } => {
@@ -223,6 +259,32 @@ impl<'a, X: Exchange> Recovery<'a, X> {
                 failure,
             )),
         }
+    }
+
+    /// Writes the other of two attempts into the books.
+    fn note_other(&mut self, other: Other<X::Answer, X::Error>) {
+        let Other {
+            made,
+            failure,
+            given_up,
+        } = other;
+        if !given_up {
+            self.note(Some(made), failure);
+            return;
+        }
+        // It counts and is not made again, yet it has not failed.
+        self.ledger.attempts = self.ledger.attempts.saturating_add(1);
+        self.ledger
+            .visited
+            .insert(&made.attempt.target.name, &self.operation, &self.canonical);
+        self.trouble.attempts.push(AttemptRecord {
+            target: made.attempt.target.name.clone(),
+            operation: self.operation.clone(),
+            attempt: made.attempt.kind,
+            failure: Arc::new(failure),
+            delay: made.delay,
+            duration: made.took,
+        });
     }
 
     /// Writes a failed attempt, or a round without one, into the books.

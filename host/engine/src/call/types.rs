@@ -9,6 +9,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::failure::Failure;
+use crate::hedge::Hedge;
 use crate::kind::Kind;
 use crate::registry::Target;
 use crate::strategy::ActionKind;
@@ -70,6 +71,7 @@ pub struct Call {
     pub(crate) deadline: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) safety: Option<RepeatSafety>,
+    pub(crate) hedge: Option<Hedge>,
     pub(crate) pin: Option<Arc<str>>,
     pub(crate) no_fallback: bool,
 }
@@ -109,6 +111,13 @@ impl Call {
     /// Whether the operation may be repeated. Default: what the exchange knows of it.
     pub fn repeat_safety(mut self, safety: RepeatSafety) -> Self {
         self.safety = Some(safety);
+        self
+    }
+
+    /// Asks a second target where the first is slow to answer, if the operation is read-only. Default:
+    /// off. See [`crate::hedge`].
+    pub fn hedge(mut self, hedge: Hedge) -> Self {
+        self.hedge = Some(hedge);
         self
     }
 
@@ -226,8 +235,8 @@ pub struct Attempt {
     /// The call's deadline.
     pub deadline: Instant,
     pub(crate) started: Instant,
-    /// When it ends however much progress it shows.
-    latest: Instant,
+    /// How long it may take however much progress it shows.
+    longest: Duration,
     progress: AtomicU64,
 }
 
@@ -260,7 +269,7 @@ impl Attempt {
             timeout,
             deadline: timing.deadline,
             started,
-            latest: timing.deadline.min(started + longest),
+            longest,
             progress: AtomicU64::new(0),
         }
     }
@@ -275,6 +284,21 @@ impl Attempt {
             .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// Until when it may wait for a place at its target. A hedge does not wait: it is there to save time.
+    pub(crate) fn queue_until(&self) -> Instant {
+        match self.kind {
+            AttemptKind::Hedge => self.started,
+            _ => self.deadline.min(self.started + self.timeout),
+        }
+    }
+
+    /// Begins anew after a wait for a place, which is not the target's silence. Says how long it was.
+    pub(crate) fn begin(&mut self, now: Instant) -> Duration {
+        let waited = now.saturating_duration_since(self.started);
+        self.started = now;
+        waited
+    }
+
     /// How long the target has shown no life.
     pub(crate) fn quiet_for(&self, now: Instant) -> Duration {
         let last_life = Duration::from_millis(self.progress.load(Ordering::Relaxed));
@@ -284,7 +308,9 @@ impl Attempt {
     /// When it ends unless the target shows life before.
     pub(crate) fn limit(&self) -> Instant {
         let last_life = Duration::from_millis(self.progress.load(Ordering::Relaxed));
-        (self.started + last_life.min(MAX_DEADLINE) + self.timeout).min(self.latest)
+        (self.started + last_life.min(MAX_DEADLINE) + self.timeout)
+            .min(self.started + self.longest)
+            .min(self.deadline)
     }
 }
 
@@ -299,6 +325,8 @@ pub enum AttemptKind {
     Retry,
     /// Another target or operation.
     Fallback,
+    /// Another target beside one that is slow to answer. See [`crate::hedge`].
+    Hedge,
 }
 
 /// One failed attempt, as it stands in histories, errors and events.

@@ -25,6 +25,7 @@
 
 pub mod cycle;
 mod diagnostic;
+mod limits;
 mod listen;
 mod operation;
 mod policy;
@@ -47,6 +48,7 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
 pub use operation::{Operation, Pattern};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::limits;
 use super::reader::{Issue, Reader};
 use super::retry::warn_of_unknown_kind;
 use super::text;
@@ -12,6 +13,7 @@ use super::units::DurationText;
 use super::value::{self, POSITIVE};
 use crate::call::RepeatSafety;
 use crate::detect::Scope;
+use crate::hedge::Hedge;
 use crate::kind::Kind;
 
 /// One `[[operation]]`: what holds for operations whose names match. The entries are tried in the
@@ -47,6 +49,17 @@ pub struct Operation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub importance: Option<u8>,
+    /// After how long without an answer a second target of the group is asked as well, if the operation
+    /// is read-only: a duration such as `300ms`, or a percentile of the operation's own answer times
+    /// such as `p95` (which needs 20 answers first). Whichever answers first is heard, the other is
+    /// cancelled, and each such request is taken out of the retry budget. Default: off.
+    #[serde(
+        default,
+        serialize_with = "limits::hedge_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "limits::HedgeText")]
+    pub hedge: Option<Hedge>,
 }
 
 impl Operation {
@@ -63,12 +76,14 @@ impl Operation {
         let deadline = r.read("deadline", value::duration(POSITIVE));
         let attempt_timeout = r.read("attempt_timeout", value::duration(POSITIVE));
         let importance = r.read("importance", value::integer(0..=100));
+        let hedge = r.read("hedge", limits::hedge);
         Some(Self {
             matches: matches?,
             repeat,
             deadline,
             attempt_timeout,
             importance,
+            hedge,
         })
     }
 }

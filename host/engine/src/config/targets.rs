@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use toml::de::DeValue;
 
+use super::limits::TargetLimits;
 use super::reader::{Cx, Issue, Reader};
 use super::units::Expanded;
 use super::{text, value};
@@ -49,6 +50,9 @@ pub struct Service {
     /// server count for nothing).
     #[serde(default)]
     pub trusted: bool,
+    /// How much it is given to do.
+    #[serde(flatten)]
+    pub limits: TargetLimits,
 }
 
 /// How a [`Service`] is reached.
@@ -104,6 +108,9 @@ pub struct Model {
     #[serde(default = "default_weight")]
     #[schemars(range(min = 1, max = HEAVIEST))]
     pub weight: u32,
+    /// How much it is given to do.
+    #[serde(flatten)]
+    pub limits: TargetLimits,
 }
 
 /// Names already taken, and by what.
@@ -149,6 +156,7 @@ impl Service {
         );
         let weight = r.read("weight", value::integer(1..=HEAVIEST));
         let trusted = r.read("trusted", value::boolean);
+        let limits = TargetLimits::read(r);
         Some(Self {
             name: name?,
             group: group.unwrap_or_else(default_group),
@@ -157,6 +165,7 @@ impl Service {
             priority: priority.unwrap_or(0),
             weight: weight.unwrap_or_else(default_weight),
             trusted: trusted.unwrap_or(false),
+            limits,
         })
     }
 }
@@ -273,6 +282,7 @@ impl Model {
             value::integer(i32::MIN.into()..=i32::MAX.into()),
         );
         let weight = r.read("weight", value::integer(1..=HEAVIEST));
+        let limits = TargetLimits::read(r);
         let name = name?;
         Some(Self {
             group: group.unwrap_or_else(default_group),
@@ -282,6 +292,7 @@ impl Model {
             api_key_env,
             priority: priority.unwrap_or(0),
             weight: weight.unwrap_or_else(default_weight),
+            limits,
         })
     }
 }

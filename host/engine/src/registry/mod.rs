@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod bulkhead;
 mod config;
 mod observer;
 mod select;
@@ -39,6 +40,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+pub use bulkhead::{ConcurrencyLimit, RateLimit};
 pub use config::{BalanceConfig, RegistryConfig, RegistryConfigError};
 pub use observer::{Observer, TargetChange};
 pub use select::{Pick, PickRequest};
@@ -400,6 +402,7 @@ fn check(spec: &TargetSpec) -> Result<(), RegistryError> {
     for (key, time) in [
         ("health_interval", spec.health_interval),
         ("health_timeout", spec.health_timeout),
+        ("rate_limit.per", spec.rate_limit.map(|limit| limit.per)),
     ] {
         if time.is_some_and(|time| time.is_zero() || time > Duration::from_secs(24 * 3600)) {
             return Err(RegistryError::TimeOutOfRange {

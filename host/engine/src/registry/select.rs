@@ -40,6 +40,8 @@ pub(super) struct Group {
     pub(super) targets: Vec<Arc<Target>>,
     /// Runs of the same priority.
     levels: SmallVec<[Range<usize>; 2]>,
+    /// Whether any of them limits its requests.
+    limited: bool,
 }
 
 /// A priority level with something healthy in it.
@@ -69,7 +71,12 @@ impl Group {
                 _ => levels.push(index..index + 1),
             }
         }
-        Self { targets, levels }
+        let limited = targets.iter().any(|target| target.is_limited());
+        Self {
+            targets,
+            levels,
+            limited,
+        }
     }
 
     /// Picks a target and asks its circuit.
@@ -121,23 +128,24 @@ impl Group {
         if let Some(index) = survey.probes.first() {
             return Some(self.targets[*index].clone());
         }
-        let mut best: Option<(Availability, u64, &Arc<Target>)> = None;
+        let mut best: Option<((Availability, bool), u64, &Arc<Target>)> = None;
         for target in self
             .targets
             .iter()
             .filter(|target| eligible(target, request))
         {
             let availability = target.availability(config, now);
+            let standing = (availability, self.limited && !target.has_room(now));
             let weight = target.present_weight(config, now);
             // The first of equals stays: the list is sorted by priority.
             let better = best.is_none_or(|(found, heaviest, other)| {
-                availability < found
-                    || availability == found
+                standing < found
+                    || standing == found
                         && other.spec.priority == target.spec.priority
                         && weight > heaviest
             });
             if availability != Availability::Shut && better {
-                best = Some((availability, weight, target));
+                best = Some((standing, weight, target));
             }
         }
         best.map(|(_, _, target)| target)
@@ -266,9 +274,16 @@ impl Group {
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Permit> {
         let targets = &self.targets[level];
-        let matches = |target: &&Arc<Target>| {
+        let fits = |target: &Arc<Target>| {
             eligible(target, request) && target.availability(config, now) == wanted
         };
+        // Who would be let through at once goes first; where nobody would, the wait is shared by weight.
+        let only_with_room = self.limited
+            && targets
+                .iter()
+                .any(|target| fits(target) && target.has_room(now));
+        let matches =
+            |target: &&Arc<Target>| fits(target) && (!only_with_room || target.has_room(now));
         let mut candidates = targets.iter().filter(matches);
         let first = candidates.next()?;
         let chosen = match candidates.next() {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::bulkhead::{ConcurrencyLimit, RateLimit};
+
 /// What a target is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,6 +64,10 @@ pub struct TargetSpec {
     pub weight: NonZeroU32,
     /// Whether what it says of itself, such as tool annotations, is believed. Default: no.
     pub trusted: bool,
+    /// How many requests it is sent at once. Default: any number.
+    pub concurrency: Option<ConcurrencyLimit>,
+    /// How many requests it is sent in a stretch of time. Default: any number.
+    pub rate_limit: Option<RateLimit>,
     /// Anything else, by name.
     pub attributes: BTreeMap<String, String>,
 }
@@ -90,6 +96,8 @@ impl TargetSpec {
             priority: 0,
             weight: NonZeroU32::MIN,
             trusted: false,
+            concurrency: None,
+            rate_limit: None,
             attributes: BTreeMap::new(),
         }
     }
@@ -142,6 +150,18 @@ impl TargetSpec {
         self
     }
 
+    /// Limits how many requests it is sent at once; `queue` more may wait.
+    pub fn concurrency(mut self, max: NonZeroU32, queue: u32) -> Self {
+        self.concurrency = Some(ConcurrencyLimit { max, queue });
+        self
+    }
+
+    /// Limits how many requests it is sent in a stretch of time.
+    pub fn rate_limit(mut self, requests: NonZeroU32, per: Duration) -> Self {
+        self.rate_limit = Some(RateLimit { requests, per });
+        self
+    }
+
     /// Adds anything else, by name.
     pub fn attribute(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.insert(key.into(), value.into());
@@ -158,6 +178,11 @@ impl TargetSpec {
             }
             _ => None,
         }
+    }
+
+    /// Whether the two limit requests in the same way, so that what is counted for one holds for the other.
+    pub(super) fn same_limits(&self, other: &Self) -> bool {
+        self.concurrency == other.concurrency && self.rate_limit == other.rate_limit
     }
 
     /// Whether the two are asked for their health in the same way, so that what is known of one holds

@@ -8,8 +8,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::bulkhead::{Bulkhead, Place};
 use super::{Observer, RegistryConfig, TargetChange, TargetSpec};
 use crate::circuit::{Circuit, CircuitState, Gate, Ticket, Transition, Verdict};
+use crate::failure::Failure;
 use crate::health::{Health, HealthStatus};
 use crate::random::Random;
 
@@ -24,13 +26,15 @@ pub(super) struct Shared {
 
 /// One target: what is known of it, and how it stands.
 ///
-/// An update makes a new `Target` with the same state, so a request under way still counts.
+/// An update makes a new `Target` with the same state, so a request under way still counts. Only where the
+/// update changes the limits of the target do these count anew.
 pub struct Target {
     /// Its name, unique in the host.
     pub name: Arc<str>,
     /// What it was registered with.
     pub spec: TargetSpec,
     state: Arc<State>,
+    bulkhead: Option<Arc<Bulkhead>>,
 }
 
 struct State {
@@ -94,14 +98,21 @@ impl Target {
         };
         Self {
             name: spec.name.clone(),
+            bulkhead: bulkhead(&spec, state.shared.epoch),
             spec,
             state: Arc::new(state),
         }
     }
 
     pub(super) fn with_spec(&self, spec: TargetSpec) -> Self {
+        let bulkhead = if self.spec.same_limits(&spec) {
+            self.bulkhead.clone()
+        } else {
+            bulkhead(&spec, self.state.shared.epoch)
+        };
         Self {
             name: self.name.clone(),
+            bulkhead,
             spec,
             state: self.state.clone(),
         }
@@ -139,6 +150,24 @@ impl Target {
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         self.state.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Requests that wait for a place, where the target has a concurrency limit with a queue.
+    pub fn waiting(&self) -> u32 {
+        self.bulkhead
+            .as_ref()
+            .map_or(0, |bulkhead| bulkhead.waiting())
+    }
+
+    /// Whether its limits would let a request through at once.
+    pub(crate) fn has_room(&self, now: Instant) -> bool {
+        self.bulkhead
+            .as_ref()
+            .is_none_or(|bulkhead| bulkhead.has_room(now))
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.bulkhead.is_some()
     }
 
     /// A moving mean of how long good answers took (weight of the newest 1/8, as in RFC 6298); `None`
@@ -249,6 +278,7 @@ impl Target {
             target: self.clone(),
             ticket,
             settled: false,
+            place: None,
         };
         if let Some(transition) = transition {
             self.report(transition, now);
@@ -366,6 +396,10 @@ impl Target {
     }
 }
 
+fn bulkhead(spec: &TargetSpec, epoch: Instant) -> Option<Arc<Bulkhead>> {
+    Bulkhead::new(spec.concurrency, spec.rate_limit, epoch).map(Arc::new)
+}
+
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target")
@@ -388,12 +422,28 @@ pub struct Permit {
     target: Arc<Target>,
     ticket: Ticket,
     settled: bool,
+    place: Option<Place>,
 }
 
 impl Permit {
     /// The target.
     pub fn target(&self) -> &Arc<Target> {
         &self.target
+    }
+
+    /// Waits for a place at the target, where its requests are limited, at most until `until`. To be
+    /// called before the request is sent; the place is kept as long as the permit.
+    ///
+    /// # Errors
+    /// The failure of the host to let the request through: [`Overloaded`](crate::Kind::OVERLOADED), or
+    /// [`TooManyRequests`](crate::Kind::TOO_MANY_REQUESTS) with the time after which the target's rate
+    /// allows the next.
+    pub async fn enter(&mut self, until: Instant) -> Result<(), Failure> {
+        if let Some(bulkhead) = &self.target.bulkhead {
+            // Apart, so that calls of targets without limits do not carry the wait's state.
+            self.place = Box::pin(bulkhead.enter(&self.target.name, until)).await?;
+        }
+        Ok(())
     }
 
     /// The target answered well, after `latency`.

@@ -27,6 +27,8 @@ pub enum Reply {
     /// Takes a while, then answers.
     Slow(Duration, &'static str),
     Bad(Failure),
+    /// Takes a while, then does that.
+    Late(Duration, Box<Reply>),
     /// Answers, and the answer is an error: the raw outcome is there.
     BadAnswer(Failure, &'static str),
     Silent,
@@ -117,7 +119,12 @@ impl Exchange for Script {
             .lock()
             .unwrap()
             .push((target.clone(), request.operation.clone(), Instant::now()));
-        match self.reply(&target, &request.operation) {
+        let mut reply = self.reply(&target, &request.operation);
+        while let Reply::Late(delay, then) = reply {
+            tokio::time::sleep(delay).await;
+            reply = *then;
+        }
+        match reply {
             Reply::Good(text) => Ok(Answer {
                 text: text.into(),
                 failure: None,
@@ -134,7 +141,7 @@ impl Exchange for Script {
                 text: text.into(),
                 failure: Some(failure),
             }),
-            Reply::Silent => std::future::pending().await,
+            Reply::Silent | Reply::Late(..) => std::future::pending().await,
         }
     }
 

@@ -1,6 +1,9 @@
 //! What is wrong with an entry: what is missing, what is there twice, what cannot be read.
 
+use std::time::Duration;
+
 use super::*;
+use crate::hedge::Hedge;
 
 #[test]
 fn a_service_has_either_a_url_or_a_command() {
@@ -196,5 +199,75 @@ fn an_unknown_word_gets_the_nearest_one() {
         (6, 12, "strategy[0].on_fault"),
         "\"skip\"?",
         "\"decline\"",
+    );
+}
+
+#[test]
+fn limits_and_hedges_are_read_in_every_form_and_refused_in_every_other() {
+    let service = |rest: &str| format!("[[service]]\nname = 'a'\nurl = 'http://a'\n{rest}\n");
+    for (text, requests, per) in [
+        ("5/s", 5, Duration::from_secs(1)),
+        ("100/1m", 100, Duration::from_secs(60)),
+        ("7 / 500ms", 7, Duration::from_millis(500)),
+        ("1/24h", 1, Duration::from_secs(24 * 3600)),
+    ] {
+        let loaded = parse(&service(&format!("rate_limit = '{text}'")));
+        assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
+        let limit = loaded.config.services[0].limits.rate_limit.unwrap();
+        assert_eq!((limit.requests.get(), limit.per), (requests, per));
+    }
+    for text in [
+        "",
+        "5",
+        "5/",
+        "/s",
+        "0/s",
+        "-1/s",
+        "5/0s",
+        "5/25h",
+        "5/fortnight",
+        "x/s",
+    ] {
+        let loaded = parse(&service(&format!("rate_limit = '{text}'")));
+        let shown = loaded.diagnostics[0].to_string();
+        assert!(
+            loaded.has_errors() && shown.contains("not a rate") && shown.contains(":4:"),
+            "{text}: {shown}"
+        );
+    }
+    let operation = |hedge: &str| {
+        format!(
+            "[[service]]\nname = 'a'\nurl = 'http://a'\n[[operation]]\nmatch = '*'\nhedge = {hedge}\n"
+        )
+    };
+    for (text, hedge) in [
+        ("'p1'", Hedge::Percentile(1)),
+        ("'p99'", Hedge::Percentile(99)),
+        ("'300ms'", Hedge::After(Duration::from_millis(300))),
+        ("0.5", Hedge::After(Duration::from_millis(500))),
+    ] {
+        let loaded = parse(&operation(text));
+        assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
+        assert_eq!(loaded.config.operations[0].hedge, Some(hedge));
+    }
+    for text in [
+        "'p0'", "'p100'", "'p'", "'p9.5'", "'soon'", "0", "-1", "true",
+    ] {
+        let loaded = parse(&operation(text));
+        let shown = loaded.diagnostics[0].to_string();
+        assert!(
+            loaded.has_errors() && shown.contains(":6:") && shown.contains("p99"),
+            "{text}: {shown}"
+        );
+    }
+}
+
+#[test]
+fn a_queue_without_a_limit_is_refused() {
+    error(
+        "max_queue = 3\n",
+        (4, 13, "service[0].max_queue"),
+        "max_queue without max_concurrent",
+        "Add max_concurrent",
     );
 }
