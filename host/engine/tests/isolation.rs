@@ -76,6 +76,27 @@ async fn fresh_instances_are_made_ahead_of_need_and_each_decides_once() {
     }
 }
 
+#[test]
+fn a_strategy_outlives_the_runtimes_it_decides_in() {
+    // More than the decisions that may run at once: none of them may be left under way.
+    const RUNTIMES: usize = 100;
+    let current = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    };
+    let strategy = current().block_on(load(
+        &Guest::default(),
+        options(Isolation::Fresh, json!({ "ready": 1 })),
+    ));
+    for _ in 0..RUNTIMES {
+        // The runtime ends with the decision, and with what was to be done beside it.
+        let decided = current().block_on(async {
+            tokio::time::timeout(Duration::from_secs(20), strategy.decide(&situation())).await
+        });
+        assert!(decided.is_ok(), "the decision waits for ever");
+    }
+}
+
 #[tokio::test]
 async fn where_none_is_kept_ready_every_decision_makes_its_own() {
     let options = options(Isolation::Fresh, json!({ "ready": 0 }));

@@ -146,15 +146,13 @@ impl Pool {
             return;
         }
         drop(held);
-        let pool = self.clone();
+        // Outside the task, since the end of its runtime may drop the task before it has begun.
+        let tending = Tending(self.clone());
         tokio::spawn(async move {
-            // Also where the task is dropped half-way: by the end of its runtime.
-            let tending = Tending(&pool);
-            while pool.tend_once().await {
+            while tending.0.tend_once().await {
                 // Between two instances the thread is given to other tasks.
                 tokio::task::yield_now().await;
             }
-            drop(tending);
         });
     }
 
@@ -197,9 +195,9 @@ impl Pool {
 }
 
 /// Ends the tending when it is dropped. What was thrown away meanwhile is taken apart here.
-struct Tending<'a>(&'a Pool);
+struct Tending(Arc<Pool>);
 
-impl Drop for Tending<'_> {
+impl Drop for Tending {
     fn drop(&mut self) {
         let spent = {
             let mut held = self.0.held();
