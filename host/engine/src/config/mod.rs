@@ -23,6 +23,7 @@
 //! );
 //! ```
 
+mod completion;
 pub mod cycle;
 mod diagnostic;
 mod limits;
@@ -47,6 +48,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use toml::de::DeTable;
 
+pub use completion::Completion;
 pub use diagnostic::{Diagnostic, Severity};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
@@ -54,7 +56,7 @@ pub use operation::{Operation, Pattern};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
 pub use strategy::{Grants, Limits, OnFault, Strategy};
-pub use targets::{Model, Service, Transport};
+pub use targets::{Model, ModelApi, Service, Transport};
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
 };
@@ -103,6 +105,8 @@ pub struct Config {
     /// Last known good answers; kept only where the section is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// Calls of models.
+    pub completion: Completion,
     /// The MCP server in front.
     pub gateway: Gateway,
     /// The administration endpoint; there only where the section is.
@@ -126,6 +130,7 @@ impl Default for Config {
             operations: Vec::new(),
             patterns: Vec::new(),
             cache: None,
+            completion: Completion::default(),
             gateway: Gateway::default(),
             admin: None,
         }
@@ -225,6 +230,9 @@ impl Config {
             operations: r.entries("operation", Operation::read),
             patterns: r.entries("pattern", |r| Pattern::read(r, &mut patterns)),
             cache: r.section("cache", Cache::read),
+            completion: r
+                .section("completion", Completion::read)
+                .unwrap_or_default(),
             admin: r.section("admin", |r| Admin::read(r, listen)),
             gateway,
         };
