@@ -8,7 +8,10 @@ use serde::Serialize;
 use super::listen::absolute;
 use super::reader::{Issue, Reader};
 use super::units::DurationText;
-use super::value::{self, ANY_DURATION, POSITIVE};
+use super::value::{self, POSITIVE};
+
+/// The longest a stream can be held back: a client should not wait for what is there.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// The most tokens that can be held back: more would be a whole answer.
 const MOST_TOKENS: i64 = 10_000;
@@ -41,7 +44,7 @@ pub struct Completion {
     /// before, another model answers unseen. Default: 0, which passes the first token on at once.
     #[schemars(range(min = 0, max = MOST_TOKENS))]
     pub hold_back_tokens: u32,
-    /// How long after its first token a streamed answer is held back; it ends with `hold_back_tokens`
+    /// How long after its first token a streamed answer is held back, at most 30 s; it ends with `hold_back_tokens`
     /// where that comes first. Default: 0.
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
@@ -87,7 +90,7 @@ impl Completion {
                 .read("hold_back_tokens", value::integer(0..=MOST_TOKENS))
                 .unwrap_or(base.hold_back_tokens),
             hold_back: r
-                .read("hold_back", value::duration(ANY_DURATION))
+                .read("hold_back", value::duration(Duration::ZERO..=LONGEST_HOLD))
                 .unwrap_or(base.hold_back),
             continuation: r
                 .read("continuation", value::boolean)

@@ -236,6 +236,18 @@ impl Config {
             admin: r.section("admin", |r| Admin::read(r, listen)),
             gateway,
         };
+        let models_path = config.completion.path.trim_end_matches('/');
+        let below = config.gateway.path.strip_prefix(models_path);
+        if !config.models.is_empty()
+            && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        {
+            let reason = format!(
+                "{:?} of [gateway] lies within {:?} of [completion]",
+                config.gateway.path, config.completion.path
+            );
+            let remedy = "Give one of the two another path.";
+            r.issue_here(Issue::error("one path for two", reason, remedy));
+        }
         if !r.has("service") && !r.has("model") {
             let reason = "without a [[service]] or a [[model]] every call fails";
             r.issue_here(Issue::warning(

@@ -68,6 +68,10 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
                     .local_addr()
                     .context("the listener has no address")?;
                 terminal::complain(&format!("listening on http://{address}{}", options.path));
+                if !host.config.models.is_empty() {
+                    let path = &host.config.completion.path;
+                    terminal::complain(&format!("models at http://{address}{path}"));
+                }
                 gateway
                     .serve_http(listener, options)
                     .await

@@ -62,12 +62,8 @@ impl Asked {
 
 /// The routes, below the configured path.
 pub(crate) fn routes(models: Arc<Models>, guard: Guard, max_body: usize) -> Router {
-    let path = models
-        .exchange
-        .options
-        .path
-        .trim_end_matches('/')
-        .to_owned();
+    let path = format!("/{}", models.exchange.options.path.trim_matches('/'));
+    let path = path.trim_end_matches('/');
     let front = Front {
         models,
         guard,

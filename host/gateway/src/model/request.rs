@@ -163,7 +163,8 @@ impl Head<'_> {
         ]
         .into_iter()
         .find_map(|(asked, name)| asked.then_some(name));
-        let mut text = self.tools.map_or(0, |tools| tools.get().len());
+        let tools = self.tools.filter(|tools| is_there(Some(tools)));
+        let mut text = tools.map_or(0, |tools| tools.get().len());
         let mut images = false;
         for content in contents(self.messages) {
             let content = content.get();
@@ -179,7 +180,7 @@ impl Head<'_> {
         }
         let answer = self.max_completion_tokens.or(self.max_tokens).unwrap_or(0);
         Needs {
-            tools: is_there(self.tools) || is_there(self.functions),
+            tools: tools.is_some() || is_there(self.functions),
             images,
             tokens: (text as u64 / 4).saturating_add(answer),
             choices: self.n.unwrap_or(1).max(1),
