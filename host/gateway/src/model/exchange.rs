@@ -8,7 +8,7 @@ use backstop::call::{Attempt, AttemptRecord, RepeatSafety};
 use backstop::config::{Completion, ModelApi};
 use backstop::detect::{Detector, Signal, TransportFault};
 use backstop::registry::Permit;
-use backstop::{Exchange, Failure, Kind};
+use backstop::{Exchange, Failure, Kind, Origin};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Url};
@@ -200,7 +200,9 @@ impl Exchange for ModelExchange {
             ModelError::Upstream(error) => classify_error(error, detector),
             ModelError::Stalled { after, .. } => detector.timed_out(*after),
             ModelError::Untranslatable { .. } => {
-                Failure::new(Kind::INVALID_PARAMETER, error.to_string())
+                let mut failure = Failure::new(Kind::INVALID_PARAMETER, error.to_string());
+                failure.origin = Origin::Local;
+                failure
             }
             ModelError::Key { .. } => detector.detect(Signal::Transport {
                 fault: TransportFault::NotSent,

@@ -24,6 +24,9 @@ use crate::upstream::{Fault, UpstreamError};
 /// How long a model that has finished may keep what comes behind: what was used, `[DONE]`.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 
+/// The longest text that is kept for another model to go on with.
+const KEPT_TEXT: usize = 1024 * 1024;
+
 /// One event for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
@@ -69,6 +72,7 @@ impl Progress {
         if let Some(so_far) = &mut self.text {
             so_far.push_str(text);
         }
+        self.text.take_if(|text| text.len() > KEPT_TEXT);
     }
 
     /// Whether every choice is finished.
@@ -105,8 +109,10 @@ pub(crate) struct Pieces {
     ready: VecDeque<Piece>,
     pub(crate) progress: Progress,
     idle: Duration,
-    /// When the last piece with content came.
+    /// When the last piece with content came; the time nobody waited for the next is left out.
     last: Option<Instant>,
+    /// Since when nobody waits.
+    unasked: Option<Instant>,
     /// The connection has ended.
     closed: bool,
 }
@@ -128,6 +134,7 @@ impl Pieces {
             progress,
             idle,
             last: None,
+            unasked: None,
             closed: false,
         }
     }
@@ -142,6 +149,15 @@ impl Pieces {
 
     /// The next piece; `None` once the answer is whole. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, ModelError> {
+        if let (Some(since), Some(last)) = (self.unasked.take(), &mut self.last) {
+            *last += since.elapsed();
+        }
+        let next = self.read().await;
+        self.unasked = Some(Instant::now());
+        next
+    }
+
+    async fn read(&mut self) -> Result<Option<Piece>, ModelError> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
                 return Ok(Some(piece));

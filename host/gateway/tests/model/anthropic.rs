@@ -88,3 +88,21 @@ async fn what_it_cannot_be_asked_for_goes_to_the_others() {
     assert_eq!(answer.error()["code"], "unsupported_request");
     assert!(answer.text.contains("response_format"));
 }
+
+#[tokio::test]
+async fn what_cannot_be_said_in_its_words_is_refused_and_does_not_count_against_it() {
+    let (_, claude, front) = pair("").await;
+    let mut body = question("claude", false);
+    body["messages"][0]["role"] = "narrator".into();
+    for _ in 0..6 {
+        let answer = front.answer(front.post("chat/completions", &body)).await;
+        assert_eq!(
+            (answer.status, &answer.error()["code"]),
+            (400, &"invalid_parameter".into())
+        );
+        assert!(answer.text.contains("narrator"), "{}", answer.text);
+    }
+    assert_eq!(claude.hits(), 0);
+    let target = front.engine.registry().get("claude").unwrap();
+    assert_eq!(target.circuit(), backstop::circuit::CircuitState::Closed);
+}
