@@ -60,17 +60,14 @@ struct Stop {
 }
 
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum Delta {
-    TextDelta {
-        text: String,
-    },
-    InputJsonDelta {
-        partial_json: String,
-    },
-    ThinkingDelta {
-        thinking: String,
-    },
+    #[serde(rename = "text_delta")]
+    Text { text: String },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: String },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: String },
     #[serde(other)]
     Other,
 }
@@ -141,18 +138,18 @@ impl Translator {
                 _ => {}
             },
             Event::ContentBlockDelta { index, delta } => match delta {
-                Delta::TextDelta { text } => {
+                Delta::Text { text } => {
                     progress.said(&text);
                     say(self, json!({ "content": text }), None, true);
                 }
-                Delta::InputJsonDelta { partial_json } => {
+                Delta::InputJson { partial_json } => {
                     if let Some(at) = self.calls.iter().position(|block| *block == index) {
                         let call =
                             json!({ "index": at, "function": { "arguments": partial_json } });
                         say(self, json!({ "tool_calls": [call] }), None, true);
                     }
                 }
-                Delta::ThinkingDelta { thinking } => {
+                Delta::Thinking { thinking } => {
                     progress.mixed = true;
                     say(self, json!({ "reasoning_content": thinking }), None, true);
                 }
