@@ -55,7 +55,7 @@ pub use operation::{Operation, Pattern};
 pub use overrides::{CircuitOverride, HealthOverride, TargetPolicies};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
-pub use strategy::{Grants, Limits, OnFault, Strategy};
+pub use strategy::{Grants, Isolation, Limits, OnFault, Strategy};
 pub use targets::{Model, Service, Transport};
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
