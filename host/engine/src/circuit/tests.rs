@@ -184,6 +184,27 @@ fn a_result_from_before_a_change_of_state_changes_nothing() {
 }
 
 #[test]
+fn a_late_result_of_an_earlier_trial_says_nothing_about_the_present_one() {
+    for late_result in [Verdict::Well, Verdict::Ill] {
+        let mut bench = Bench::new(|config| {
+            config.half_open_probes = 2;
+            config.successes_to_close = 1;
+        });
+        bench.now += bench.open();
+        let late = bench.admit().expect("a trial");
+        bench.call(Verdict::Ill);
+        bench.now = bench.circuit.open_until().expect("open again");
+        let present = bench.admit().expect("another trial");
+        assert_eq!(bench.settle(late, Some(late_result)), None);
+        assert_eq!(bench.circuit.state(), CircuitState::HalfOpen);
+        assert_eq!(
+            bench.settle(present, Some(Verdict::Well)),
+            Some(Transition::Closed)
+        );
+    }
+}
+
+#[test]
 fn it_closes_after_enough_good_results_and_opens_again_at_the_first_bad_one() {
     let mut bench = Bench::new(|_| {});
     bench.now += bench.open();
