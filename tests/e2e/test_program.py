@@ -28,6 +28,16 @@ def test_the_demo_saves_what_can_be_saved_within_fifteen_seconds():
     assert calls[-1]["served_by"] == calls[0]["served_by"], "the primary is used again"
     assert took < 15, f"{took:.1f} s"
 
+    # The whole way round, down to primary again, step by step.
+    steps = shown["way_round"]
+    names = [step["step"] for step in steps]
+    wanted = ["down", "fallback", "open", "left_alone", "mended", "half_open", "closed", "primary"]
+    rest = iter(names)
+    assert all(name in rest for name in wanted), names
+    times = [step["at_ms"] for step in steps]
+    opened, tried = (times[names.index(name)] for name in ["open", "half_open"])
+    assert tried - opened >= 250, "a circuit that is open lets nothing through"
+
 
 def test_the_demo_is_readable_without_json():
     ended = run("demo")

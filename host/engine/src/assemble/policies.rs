@@ -76,38 +76,49 @@ fn overlay(table: &config::Retry, base: &RetryPolicy) -> Result<RetryPolicy, Bac
 }
 
 pub(super) fn registry(config: &Config) -> RegistryConfig {
-    let percent = |share: f64| (share * 100.0).round().clamp(0.0, 100.0) as u8;
-    let (circuit, health) = (&config.circuit, &config.health);
+    let health = &config.health;
     RegistryConfig {
-        circuit: CircuitConfig {
-            consecutive_failures: circuit.consecutive_failures,
-            failure_rate_percent: percent(circuit.failure_rate).max(1),
-            window: circuit.window,
-            minimum_throughput: circuit.minimum_throughput,
-            open_base: circuit.open_for,
-            open_max: circuit.max_open,
-            jitter_percent: percent(circuit.jitter),
-            half_open_probes: circuit.half_open_probes,
-            successes_to_close: circuit.half_open_successes,
-            // A probe lasts no longer than an attempt may: after that its place is given to another.
-            lease_timeout: config
-                .deadline
-                .attempt_max
-                .max(CircuitConfig::default().lease_timeout),
-            ..CircuitConfig::default()
-        },
+        circuit: circuit(config, &config.circuit),
         health: HealthConfig {
             interval: health.interval,
+            fast_interval: health.fast_interval,
             timeout: health.timeout,
             rise: health.rise,
             fall: health.fall,
-            jitter_percent: percent(health.jitter).min(50),
-            ..HealthConfig::default()
+            jitter_percent: percent(health.jitter),
+            concurrency: health.max_concurrent,
         },
         balance: BalanceConfig {
             slow_start: health.slow_start,
+            max_ejected_percent: percent(config.circuit.max_ejected).max(1),
             ..BalanceConfig::default()
         },
+    }
+}
+
+fn percent(share: f64) -> u8 {
+    (share * 100.0).round().clamp(0.0, 100.0) as u8
+}
+
+fn circuit(config: &Config, circuit: &config::Circuit) -> CircuitConfig {
+    CircuitConfig {
+        consecutive_failures: circuit.consecutive_failures,
+        failure_rate_percent: percent(circuit.failure_rate).max(1),
+        window: circuit.window,
+        minimum_throughput: circuit.minimum_throughput,
+        slow_after: circuit.slow_after,
+        slow_rate_percent: percent(circuit.slow_rate).max(1),
+        open_base: circuit.open_for,
+        open_max: circuit.max_open,
+        jitter_percent: percent(circuit.jitter),
+        decay: circuit.decay,
+        half_open_probes: circuit.half_open_probes,
+        successes_to_close: circuit.half_open_successes,
+        // A probe lasts no longer than an attempt may: after that its place is given to another.
+        lease_timeout: config
+            .deadline
+            .attempt_max
+            .max(CircuitConfig::default().lease_timeout),
     }
 }
 
@@ -126,7 +137,8 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
         if service.trusted {
             spec = spec.trusted();
         }
-        limited(spec, &service.limits)
+        let spec = limited(spec, &service.limits);
+        with_policies(spec, &service.policies, config)
     });
     let models = config.models.iter().map(|model| {
         let mut spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
@@ -140,19 +152,35 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
         if let Some(tokens) = model.context_length {
             spec = spec.attribute("context-length", tokens.to_string());
         }
-        limited(spec, &model.limits)
+        let spec = limited(spec, &model.limits);
+        with_policies(spec, &model.policies, config)
     });
     for spec in services.chain(models) {
         let name = spec.name.clone();
-        let spec = if config.health.enabled {
-            spec
-        } else {
-            spec.unprobed()
-        };
         if let Err(error) = registry.register(spec) {
             notes.error(format!("service {name:?}"), &error);
         }
     }
+}
+
+/// What a target has instead of the settings of all.
+fn with_policies(
+    mut spec: TargetSpec,
+    own: &config::TargetPolicies,
+    config: &Config,
+) -> TargetSpec {
+    let health = &own.health;
+    spec.probed = health.enabled.unwrap_or(config.health.enabled);
+    spec.health_interval = health.interval;
+    spec.health_fast_interval = health.fast_interval;
+    spec.health_timeout = health.timeout;
+    spec.health_rise = health.rise.and_then(NonZeroU32::new);
+    spec.health_fall = health.fall.and_then(NonZeroU32::new);
+    spec.slow_start = health.slow_start;
+    if own.circuit != config::CircuitOverride::default() {
+        spec = spec.circuit(circuit(config, &own.circuit.over(&config.circuit)));
+    }
+    spec
 }
 
 fn limited(mut spec: TargetSpec, limits: &config::TargetLimits) -> TargetSpec {
@@ -219,6 +247,35 @@ mod tests {
             );
             assert_eq!(format!("{ours:?}"), format!("{engines:?}"), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_target_has_what_it_says_of_its_own_and_the_rest_from_all() {
+        let text = "[health]\nenabled = false\nrise = 4\n[circuit]\nwindow = '20s'\n\
+             [[service]]\nname = 'own'\nurl = 'http://a'\nhealth = { enabled = true, fall = 7 }\n\
+             circuit = { consecutive_failures = 2 }\n\
+             [[service]]\nname = 'plain'\nurl = 'http://b'\n";
+        let loaded = Config::parse(text, Path::new("t.toml"), &|_| None);
+        assert_eq!(loaded.diagnostics, []);
+        let config = loaded.config;
+        let builder = Registry::builder().config(registry(&config));
+        let registry = builder.build().unwrap();
+        let mut notes = Notes {
+            file: Path::new("t.toml"),
+            list: Vec::new(),
+        };
+        targets(&config, &registry, &mut notes);
+        assert!(notes.list.is_empty(), "{:?}", notes.list);
+        let own = &registry.get("own").unwrap().spec;
+        let checks = own.health_checks(&registry.config().health);
+        assert_eq!((own.probed, checks.rise, checks.fall), (true, 4, 7));
+        let circuit = own.circuit.as_deref().unwrap();
+        assert_eq!(
+            (circuit.consecutive_failures, circuit.window),
+            (2, Duration::from_secs(20))
+        );
+        let plain = &registry.get("plain").unwrap().spec;
+        assert_eq!((plain.probed, plain.circuit.is_some()), (false, false));
     }
 
     #[test]

@@ -15,6 +15,13 @@ pub struct CircuitConfig {
     pub window: Duration,
     /// Results the window must hold before the rate counts, 1 to 10 000. Default: 20.
     pub minimum_throughput: u32,
+    /// From this latency on a good answer counts as slow; `None` for never. More than zero, at most 24 h.
+    /// Default: `None`, since what is slow only the operator of a tool knows.
+    pub slow_after: Option<Duration>,
+    /// The share of slow answers in the window that opens it, in percent, 1 to 100 (as resilience4j's slow
+    /// call rate). Slowness alone never opens the last closed circuit of a group: a slow answer is better than
+    /// none. Default: 50.
+    pub slow_rate_percent: u8,
     /// How long it stays open the first time. More than zero. Default: 5 s.
     pub open_base: Duration,
     /// The longest it stays open, before jitter. `open_base` to 24 h. Default: 300 s.
@@ -39,6 +46,8 @@ impl Default for CircuitConfig {
             failure_rate_percent: 50,
             window: Duration::from_secs(10),
             minimum_throughput: 20,
+            slow_after: None,
+            slow_rate_percent: 50,
             open_base: Duration::from_secs(5),
             open_max: Duration::from_secs(300),
             jitter_percent: 20,
@@ -88,6 +97,16 @@ impl CircuitConfig {
                 (1..=10_000).contains(&self.minimum_throughput),
                 "minimum_throughput",
                 "1 to 10000",
+            ),
+            (
+                self.slow_after.is_none_or(positive),
+                "slow_after",
+                "more than zero, at most 24 h",
+            ),
+            (
+                (1..=100).contains(&self.slow_rate_percent),
+                "slow_rate_percent",
+                "1 to 100",
             ),
             (
                 positive(self.open_base),

@@ -6,6 +6,9 @@
 //! results close it, a bad one opens it for longer. It never stays open for good: the open time has a
 //! cap, and after it there is always one more try.
 //!
+//! Where the configuration says from when on an answer is slow, a rate of slow ones opens it as well, and a
+//! slow answer does not pass for a good one while half-open.
+//!
 //! A request carries the circuit's *generation*, which grows with each change of state; a result of an
 //! older generation says nothing about the present one and is ignored. A half-open request holds a
 //! *lease*, which returns however the request ends, and expires where it does not end.
@@ -45,6 +48,8 @@ pub enum OpenCause {
     ConsecutiveFailures,
     /// The share of failures in the window.
     FailureRate,
+    /// The share of slow answers in the window.
+    SlowRate,
     /// A request failed while the circuit was half-open.
     ProbeFailed,
 }
@@ -78,10 +83,19 @@ pub(crate) struct Ticket {
     lease: Option<u64>,
 }
 
+impl Ticket {
+    /// Whether it is one of the few of a circuit that is not closed.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.lease.is_some()
+    }
+}
+
 /// How a request ended, as far as the target's health goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Well,
+    /// Well, but it took longer than the configuration likes.
+    Slow,
     Ill,
 }
 
@@ -94,11 +108,14 @@ pub(crate) struct Circuit {
     open_until: AtomicU64,
     consecutive: AtomicU32,
     window: Window,
-    slow: Mutex<Slow>,
+    /// Answers, and slow ones among them. Only kept where the configuration says what is slow.
+    slow_window: Window,
+    rare: Mutex<Rare>,
 }
 
+/// What only a circuit that is not closed needs.
 #[derive(Debug)]
-struct Slow {
+struct Rare {
     openings: u32,
     /// When it last closed.
     closed_at: Instant,
@@ -109,7 +126,7 @@ struct Slow {
     next_lease: u64,
 }
 
-impl Slow {
+impl Rare {
     fn free_places(&mut self, config: &CircuitConfig, limit: u32, now: Instant) -> bool {
         self.leases
             .retain(|(_, since)| now.saturating_duration_since(*since) < config.lease_timeout);
@@ -145,7 +162,8 @@ impl Circuit {
             open_until: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
             window: Window::default(),
-            slow: Mutex::new(Slow {
+            slow_window: Window::default(),
+            rare: Mutex::new(Rare {
                 openings: 0,
                 closed_at: epoch,
                 successes: 0,
@@ -155,8 +173,8 @@ impl Circuit {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slow> {
-        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Rare> {
+        self.rare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn since_epoch(&self, now: Instant) -> Duration {
@@ -168,7 +186,7 @@ impl Circuit {
     }
 
     /// Enters a state: a new generation. The lock's guard is asked for as proof.
-    fn enter(&self, _: &mut Slow, state: CircuitState) {
+    fn enter(&self, _: &mut Rare, state: CircuitState) {
         let bits = match state {
             CircuitState::Closed => 0,
             CircuitState::Open => 1,
@@ -188,18 +206,21 @@ impl Circuit {
             .then(|| self.epoch + Duration::from_nanos(self.open_until.load(Ordering::Acquire)))
     }
 
-    /// Whether a request would be let through, without letting one through.
-    pub(crate) fn gate(&self, config: &CircuitConfig, now: Instant) -> Gate {
+    /// Whether a request would be let through, without letting one through; and when that changes with
+    /// nothing but time.
+    pub(crate) fn outlook(&self, config: &CircuitConfig, now: Instant) -> (Gate, Option<Instant>) {
         match self.state() {
-            CircuitState::Closed => Gate::Free,
-            CircuitState::Open if !self.is_due(now) => Gate::Shut,
-            _ if self
-                .lock()
-                .free_places(config, config.half_open_probes, now) =>
-            {
-                Gate::Probe
+            CircuitState::Closed => (Gate::Free, None),
+            CircuitState::Open if !self.is_due(now) => (Gate::Shut, self.open_until()),
+            _ => {
+                let mut rare = self.lock();
+                if rare.free_places(config, config.half_open_probes, now) {
+                    return (Gate::Probe, None);
+                }
+                let oldest = rare.leases.iter().map(|(_, since)| *since).min();
+                let expires = oldest.map(|since| since + config.lease_timeout);
+                (Gate::Shut, expires)
             }
-            _ => Gate::Shut,
         }
     }
 
@@ -239,7 +260,7 @@ impl Circuit {
         now: Instant,
         forced: bool,
     ) -> Option<(Ticket, Option<Transition>)> {
-        let mut slow = self.lock();
+        let mut rare = self.lock();
         let state = self.state();
         let early = state == CircuitState::Open && !self.is_due(now);
         let limit = match (state, early) {
@@ -256,15 +277,15 @@ impl Circuit {
             (_, true) => 1,
             (_, false) => config.half_open_probes,
         };
-        if !slow.free_places(config, limit, now) {
+        if !rare.free_places(config, limit, now) {
             return None;
         }
         let transition = (state == CircuitState::Open && !early).then(|| {
-            slow.successes = 0;
-            self.enter(&mut slow, CircuitState::HalfOpen);
+            rare.successes = 0;
+            self.enter(&mut rare, CircuitState::HalfOpen);
             Transition::HalfOpened
         });
-        let lease = Some(slow.lease(now));
+        let lease = Some(rare.lease(now));
         Some((
             Ticket {
                 generation: self.generation(),
@@ -280,13 +301,17 @@ impl Circuit {
 
     /// Takes a request's ticket back, with its result where there is one. Returns whether the result
     /// counted, and what it changed.
-    pub(crate) fn settle(
+    ///
+    /// A circuit that is about to open asks `leave` first, and holds what it gets until it is open; where it
+    /// gets nothing it stays closed and begins to count anew.
+    pub(crate) fn settle<L>(
         &self,
         ticket: &Ticket,
         verdict: Option<Verdict>,
         config: &CircuitConfig,
         now: Instant,
         random: &dyn Fn() -> u64,
+        leave: impl FnOnce(OpenCause) -> Option<L>,
     ) -> (bool, Option<Transition>) {
         if let Some(lease) = ticket.lease {
             return self.settle_probe(ticket, lease, verdict, config, now, random);
@@ -296,38 +321,51 @@ impl Circuit {
         let Some(verdict) = verdict.filter(|_| word >> 2 == ticket.generation) else {
             return (false, None);
         };
-        let at = self.since_epoch(now);
-        self.window
-            .record(at, config.window, verdict == Verdict::Ill);
-        match verdict {
-            Verdict::Well => {
-                if self.consecutive.load(Ordering::Relaxed) != 0 {
-                    self.consecutive.store(0, Ordering::Relaxed);
-                }
-                (true, None)
-            }
-            Verdict::Ill => {
-                let in_a_row = self
-                    .consecutive
-                    .fetch_add(1, Ordering::Relaxed)
-                    .saturating_add(1);
-                let (total, failures) = self.window.totals(at, config.window);
-                let cause = if in_a_row >= config.consecutive_failures {
-                    OpenCause::ConsecutiveFailures
-                } else if total >= u64::from(config.minimum_throughput)
-                    && failures * 100 >= u64::from(config.failure_rate_percent) * total
-                {
-                    OpenCause::FailureRate
-                } else {
-                    return (true, None);
-                };
-                let mut slow = self.lock();
-                if self.generation() != ticket.generation {
-                    return (false, None);
-                }
-                (true, Some(self.open(&mut slow, cause, config, now, random)))
-            }
+        let Some(cause) = self.count(verdict, config, now) else {
+            return (true, None);
+        };
+        let Some(_leave) = leave(cause) else {
+            self.count_anew();
+            return (true, None);
+        };
+        let mut rare = self.lock();
+        if self.generation() != ticket.generation {
+            return (false, None);
         }
+        (true, Some(self.open(&mut rare, cause, config, now, random)))
+    }
+
+    /// Counts a result of a closed circuit; says what it is to open for, if it is.
+    fn count(&self, verdict: Verdict, config: &CircuitConfig, now: Instant) -> Option<OpenCause> {
+        let at = self.since_epoch(now);
+        let ill = verdict == Verdict::Ill;
+        self.window.record(at, config.window, ill);
+        let too_many = |window: &Window, percent: u8| {
+            let (total, bad) = window.totals(at, config.window);
+            total >= u64::from(config.minimum_throughput) && bad * 100 >= u64::from(percent) * total
+        };
+        if ill {
+            let in_a_row = self.consecutive.fetch_add(1, Ordering::Relaxed);
+            if in_a_row.saturating_add(1) >= config.consecutive_failures {
+                return Some(OpenCause::ConsecutiveFailures);
+            }
+            return too_many(&self.window, config.failure_rate_percent)
+                .then_some(OpenCause::FailureRate);
+        }
+        if self.consecutive.load(Ordering::Relaxed) != 0 {
+            self.consecutive.store(0, Ordering::Relaxed);
+        }
+        config.slow_after?;
+        let slow = verdict == Verdict::Slow;
+        self.slow_window.record(at, config.window, slow);
+        (slow && too_many(&self.slow_window, config.slow_rate_percent))
+            .then_some(OpenCause::SlowRate)
+    }
+
+    fn count_anew(&self) {
+        self.consecutive.store(0, Ordering::Relaxed);
+        self.window.clear();
+        self.slow_window.clear();
     }
 
     fn settle_probe(
@@ -339,25 +377,27 @@ impl Circuit {
         now: Instant,
         random: &dyn Fn() -> u64,
     ) -> (bool, Option<Transition>) {
-        let mut slow = self.lock();
-        let in_time = slow.give_back(lease) && self.generation() == ticket.generation;
+        let mut rare = self.lock();
+        let in_time = rare.give_back(lease) && self.generation() == ticket.generation;
         let Some(verdict) = verdict.filter(|_| in_time) else {
             return (false, None);
         };
         let forced = self.state() == CircuitState::Open;
         let transition = match verdict {
-            Verdict::Ill if forced => None,
-            Verdict::Ill => Some(self.open(&mut slow, OpenCause::ProbeFailed, config, now, random)),
+            Verdict::Ill | Verdict::Slow if forced => None,
+            Verdict::Ill | Verdict::Slow => {
+                Some(self.open(&mut rare, OpenCause::ProbeFailed, config, now, random))
+            }
             Verdict::Well => {
-                slow.successes = if forced {
+                rare.successes = if forced {
                     1
                 } else {
-                    slow.successes.saturating_add(1)
+                    rare.successes.saturating_add(1)
                 };
-                if slow.successes >= config.successes_to_close {
-                    Some(self.close(&mut slow, now))
+                if rare.successes >= config.successes_to_close {
+                    Some(self.close(&mut rare, now))
                 } else if forced {
-                    self.enter(&mut slow, CircuitState::HalfOpen);
+                    self.enter(&mut rare, CircuitState::HalfOpen);
                     Some(Transition::HalfOpened)
                 } else {
                     None
@@ -369,23 +409,23 @@ impl Circuit {
 
     fn open(
         &self,
-        slow: &mut Slow,
+        rare: &mut Rare,
         cause: OpenCause,
         config: &CircuitConfig,
         now: Instant,
         random: &dyn Fn() -> u64,
     ) -> Transition {
         if self.state() == CircuitState::Closed {
-            let closed_for = now.saturating_duration_since(slow.closed_at);
+            let closed_for = now.saturating_duration_since(rare.closed_at);
             let forgotten = closed_for.as_nanos() / config.decay.as_nanos().max(1);
-            slow.openings = slow
+            rare.openings = rare
                 .openings
                 .saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX));
         }
-        slow.openings = slow.openings.saturating_add(1);
+        rare.openings = rare.openings.saturating_add(1);
         let capped = config
             .open_base
-            .saturating_mul(slow.openings)
+            .saturating_mul(rare.openings)
             .min(config.open_max);
         let spread = u128::from(config.jitter_percent) * capped.as_nanos() / 100;
         let extra = (u128::from(random()) * spread) >> 64;
@@ -393,21 +433,20 @@ impl Circuit {
         let until = (self.since_epoch(now) + open_for).as_nanos();
         self.open_until
             .store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Release);
-        slow.successes = 0;
-        self.enter(slow, CircuitState::Open);
+        rare.successes = 0;
+        self.enter(rare, CircuitState::Open);
         Transition::Opened {
             open_for,
-            openings: slow.openings,
+            openings: rare.openings,
             cause,
         }
     }
 
-    fn close(&self, slow: &mut Slow, now: Instant) -> Transition {
-        self.consecutive.store(0, Ordering::Relaxed);
-        self.window.clear();
-        slow.successes = 0;
-        slow.closed_at = now;
-        self.enter(slow, CircuitState::Closed);
+    fn close(&self, rare: &mut Rare, now: Instant) -> Transition {
+        self.count_anew();
+        rare.successes = 0;
+        rare.closed_at = now;
+        self.enter(rare, CircuitState::Closed);
         Transition::Closed
     }
 }

@@ -37,7 +37,14 @@ impl Bench {
 
     fn settle(&self, ticket: Ticket, verdict: Option<Verdict>) -> Option<Transition> {
         self.circuit
-            .settle(&ticket, verdict, &self.config, self.now, &|| 0)
+            .settle(
+                &ticket,
+                verdict,
+                &self.config,
+                self.now,
+                &|| 0,
+                |_| Some(()),
+            )
             .1
     }
 
@@ -125,7 +132,10 @@ fn half_open_lets_one_request_through_at_a_time() {
     bench.now += bench.open();
     let probe = bench.admit().expect("one request");
     assert_eq!(bench.circuit.state(), CircuitState::HalfOpen);
-    assert_eq!(bench.circuit.gate(&bench.config, bench.now), Gate::Shut);
+    assert_eq!(
+        bench.circuit.outlook(&bench.config, bench.now).0,
+        Gate::Shut
+    );
     assert!(bench.admit().is_none());
     bench.settle(probe, Some(Verdict::Well));
     assert!(bench.admit().is_some());
@@ -174,6 +184,27 @@ fn a_result_from_before_a_change_of_state_changes_nothing() {
 }
 
 #[test]
+fn a_late_result_of_an_earlier_trial_says_nothing_about_the_present_one() {
+    for late_result in [Verdict::Well, Verdict::Ill] {
+        let mut bench = Bench::new(|config| {
+            config.half_open_probes = 2;
+            config.successes_to_close = 1;
+        });
+        bench.now += bench.open();
+        let late = bench.admit().expect("a trial");
+        bench.call(Verdict::Ill);
+        bench.now = bench.circuit.open_until().expect("open again");
+        let present = bench.admit().expect("another trial");
+        assert_eq!(bench.settle(late, Some(late_result)), None);
+        assert_eq!(bench.circuit.state(), CircuitState::HalfOpen);
+        assert_eq!(
+            bench.settle(present, Some(Verdict::Well)),
+            Some(Transition::Closed)
+        );
+    }
+}
+
+#[test]
 fn it_closes_after_enough_good_results_and_opens_again_at_the_first_bad_one() {
     let mut bench = Bench::new(|_| {});
     bench.now += bench.open();
@@ -217,6 +248,7 @@ fn jitter_comes_on_top_of_the_cap() {
                 &bench.config,
                 bench.now,
                 &|| u64::MAX / 2,
+                |_| Some(()),
             )
             .1
     });
@@ -272,6 +304,80 @@ fn a_forced_request_that_succeeds_begins_the_recovery() {
 }
 
 #[test]
+fn a_rate_of_slow_answers_opens_it_where_slow_is_defined() {
+    let of = |slow_after| {
+        let bench = Bench::new(|config| config.slow_after = slow_after);
+        (0..20).find_map(|n| {
+            bench.call(if n % 2 == 0 {
+                Verdict::Well
+            } else {
+                Verdict::Slow
+            })
+        })
+    };
+    assert_eq!(of(None), None);
+    let opened = of(Some(secs(1.0)));
+    let cause = OpenCause::SlowRate;
+    assert!(
+        matches!(opened, Some(Transition::Opened { cause: found, .. }) if found == cause),
+        "{opened:?}"
+    );
+}
+
+#[test]
+fn a_slow_answer_does_not_close_it() {
+    let mut bench = Bench::new(|config| config.slow_after = Some(secs(1.0)));
+    bench.open();
+    bench.now = bench.circuit.open_until().unwrap();
+    let reopened = bench.call(Verdict::Slow);
+    assert!(
+        matches!(reopened, Some(Transition::Opened { .. })),
+        "{reopened:?}"
+    );
+}
+
+#[test]
+fn without_leave_it_stays_closed_and_asks_again_after_as_many_failures() {
+    let bench = Bench::new(|_| {});
+    let asked = std::cell::Cell::new(0);
+    for _ in 0..14 {
+        let ticket = bench.admit().expect("closed");
+        let refuse = |_| {
+            asked.set(asked.get() + 1);
+            None::<()>
+        };
+        let settled = bench.circuit.settle(
+            &ticket,
+            Some(Verdict::Ill),
+            &bench.config,
+            bench.now,
+            &|| 0,
+            refuse,
+        );
+        assert_eq!(settled, (true, None));
+    }
+    assert_eq!(asked.get(), 2);
+    assert!(matches!(
+        bench.call(Verdict::Ill),
+        Some(Transition::Opened { .. })
+    ));
+}
+
+#[test]
+fn it_says_when_time_alone_changes_what_it_lets_through() {
+    let mut bench = Bench::new(|_| {});
+    let outlook = |bench: &Bench| bench.circuit.outlook(&bench.config, bench.now);
+    assert_eq!(outlook(&bench), (Gate::Free, None));
+    let until = bench.now + bench.open();
+    assert_eq!(outlook(&bench), (Gate::Shut, Some(until)));
+    bench.now = until;
+    assert_eq!(outlook(&bench), (Gate::Probe, None));
+    let _hung = bench.admit().expect("a place");
+    let expires = until + bench.config.lease_timeout;
+    assert_eq!(outlook(&bench), (Gate::Shut, Some(expires)));
+}
+
+#[test]
 fn the_configuration_is_checked_by_name() {
     CircuitConfig::default().validate().unwrap();
     let broken = CircuitConfig {
@@ -317,7 +423,7 @@ proptest! {
                         7 => Some(Verdict::Well),
                         _ => Some(Verdict::Ill),
                     };
-                    bench.circuit.settle(&ticket, verdict, &bench.config, bench.now, &|| random);
+                    bench.circuit.settle(&ticket, verdict, &bench.config, bench.now, &|| random, |_| Some(()));
                 }
             }
             let leased = under_way.iter().filter(|(ticket, since)| {

@@ -29,6 +29,7 @@ mod diagnostic;
 mod limits;
 mod listen;
 mod operation;
+mod overrides;
 mod policy;
 mod reader;
 mod retry;
@@ -53,6 +54,7 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
 pub use operation::{Operation, Pattern};
+pub use overrides::{CircuitOverride, HealthOverride, TargetPolicies};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
 pub use strategy::{Grants, Isolation, Limits, OnFault, Strategy};
@@ -216,15 +218,16 @@ impl Config {
         let mut patterns = Taken::default();
         let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
         let listen = gateway.listen;
+        let circuit = r.section("circuit", Circuit::read).unwrap_or_default();
         let config = Self {
             plugins: r.read("plugins", text::folder),
             stock: r.read("stock", value::boolean).unwrap_or(true),
-            services: r.entries("service", |r| Service::read(r, &mut targets)),
-            models: r.entries("model", |r| Model::read(r, &mut targets)),
+            services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
+            models: r.entries("model", |r| Model::read(r, &mut targets, &circuit)),
             strategies: r.entries("strategy", |r| Strategy::read(r, &mut strategies)),
             retry: Retries::read(r),
             health: r.section("health", Health::read).unwrap_or_default(),
-            circuit: r.section("circuit", Circuit::read).unwrap_or_default(),
+            circuit,
             budget: r.section("budget", Budget::read).unwrap_or_default(),
             deadline: r.section("deadline", Deadline::read).unwrap_or_default(),
             operations: r.entries("operation", Operation::read),

@@ -5,12 +5,13 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::overrides::{CircuitOverride, HealthOverride};
 use super::reader::{Issue, Reader};
 use super::units::{DurationText, SizeText};
-use super::value::{self, ANY_DURATION, POSITIVE};
+use super::value::{self, POSITIVE};
 
 /// More than nothing, at most a day: what the registry accepts.
-const A_DAY: std::ops::RangeInclusive<Duration> =
+pub(super) const A_DAY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 /// `[health]`: active probes, and the way back after recovery.
@@ -24,6 +25,11 @@ pub struct Health {
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub interval: Duration,
+    /// The time to the next probe while the answers are changing, cut to `interval`. Default: 5 s (HAProxy's
+    /// `fastinter`).
+    #[serde(with = "DurationText")]
+    #[schemars(with = "DurationText")]
+    pub fast_interval: Duration,
     /// The time one probe may take. Default: 5 s (DESIGN: configuration).
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
@@ -34,12 +40,15 @@ pub struct Health {
     /// Failures in a row that make a healthy target unhealthy, 1 to 100. Default: 3 (as in HAProxy).
     #[schemars(range(min = 1, max = 100))]
     pub fall: u32,
-    /// The share of the interval by which probes are spread, 0 to 1. Default: 0.1 (RULES: jittered
+    /// The share of the interval by which probes are spread, 0 to 0.5. Default: 0.1 (RULES: jittered
     /// intervals).
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = 0, max = 0.5))]
     pub jitter: f64,
-    /// The time over which a recovered target gets back its weight; 0 switches it off. Default: 30 s
-    /// (RULES: slow start).
+    /// Probes under way at a time, 1 to 4096. Default: 256.
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_concurrent: u16,
+    /// The time over which a recovered target gets back its weight, and its priority level its load, up to
+    /// 24 h; 0 switches it off. Default: 30 s (RULES: slow start).
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub slow_start: Duration,
@@ -50,10 +59,12 @@ impl Default for Health {
         Self {
             enabled: true,
             interval: Duration::from_secs(30),
+            fast_interval: Duration::from_secs(5),
             timeout: Duration::from_secs(5),
             rise: 2,
             fall: 3,
             jitter: 0.1,
+            max_concurrent: 256,
             slow_start: Duration::from_secs(30),
         }
     }
@@ -62,22 +73,21 @@ impl Default for Health {
 impl Health {
     pub(super) fn read(r: &mut Reader<'_, '_>) -> Self {
         let base = Self::default();
+        let own = HealthOverride::read_keys(r);
         let health = Self {
-            enabled: r.read("enabled", value::boolean).unwrap_or(base.enabled),
-            interval: r
-                .read("interval", value::duration(POSITIVE))
-                .unwrap_or(base.interval),
-            timeout: r
-                .read("timeout", value::duration(POSITIVE))
-                .unwrap_or(base.timeout),
-            rise: r.read("rise", value::integer(1..=100)).unwrap_or(base.rise),
-            fall: r.read("fall", value::integer(1..=100)).unwrap_or(base.fall),
+            enabled: own.enabled.unwrap_or(base.enabled),
+            interval: own.interval.unwrap_or(base.interval),
+            fast_interval: own.fast_interval.unwrap_or(base.fast_interval),
+            timeout: own.timeout.unwrap_or(base.timeout),
+            rise: own.rise.unwrap_or(base.rise),
+            fall: own.fall.unwrap_or(base.fall),
             jitter: r
-                .read("jitter", value::float(0.0..=1.0))
+                .read("jitter", value::float(0.0..=0.5))
                 .unwrap_or(base.jitter),
-            slow_start: r
-                .read("slow_start", value::duration(ANY_DURATION))
-                .unwrap_or(base.slow_start),
+            max_concurrent: r
+                .read("max_concurrent", value::integer(1..=4096))
+                .unwrap_or(base.max_concurrent),
+            slow_start: own.slow_start.unwrap_or(base.slow_start),
         };
         if health.timeout > health.interval {
             let key = if r.has("timeout") {
@@ -117,6 +127,14 @@ pub struct Circuit {
     /// Calls in the window below which the failure rate means nothing, 1 to 10000. Default: 20.
     #[schemars(range(min = 1, max = 10000))]
     pub minimum_throughput: u32,
+    /// From how long on an answer counts as slow. Default: never; what is slow only the operator knows.
+    #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DurationText")]
+    pub slow_after: Option<Duration>,
+    /// The share of slow answers in the window that opens a circuit, above 0 and up to 1; it never opens the
+    /// last closed circuit of a group. Default: 0.5 (resilience4j's slow call rate).
+    #[schemars(range(min = 0.001, max = 1))]
+    pub slow_rate: f64,
     /// How long a circuit stays open the first time; it grows with each time. Default: 5 s: a
     /// target here is one of a few, where Envoy's 30 s are meant for one of hundreds.
     #[serde(with = "DurationText")]
@@ -126,6 +144,15 @@ pub struct Circuit {
     #[serde(with = "DurationText")]
     #[schemars(with = "DurationText")]
     pub max_open: Duration,
+    /// The time closed that takes one opening off the count by which `open_for` grows. Default: 30 s.
+    #[serde(with = "DurationText")]
+    #[schemars(with = "DurationText")]
+    pub decay: Duration,
+    /// The share of a group whose circuits live traffic may open, 0.01 to 1; one may be open whatever the
+    /// share. Default: 1. Lower it for a large group whose targets may all fail in part for a common reason
+    /// (Envoy's `max_ejection_percent`).
+    #[schemars(range(min = 0.01, max = 1))]
+    pub max_ejected: f64,
     /// The share by which the time open is spread, 0 to 1. Default: 0.2.
     #[schemars(range(min = 0, max = 1))]
     pub jitter: f64,
@@ -144,8 +171,12 @@ impl Default for Circuit {
             failure_rate: 0.5,
             window: Duration::from_secs(10),
             minimum_throughput: 20,
+            slow_after: None,
+            slow_rate: 0.5,
             open_for: Duration::from_secs(5),
             max_open: Duration::from_secs(300),
+            decay: Duration::from_secs(30),
+            max_ejected: 1.0,
             jitter: 0.2,
             half_open_probes: 1,
             half_open_successes: 2,
@@ -155,39 +186,19 @@ impl Default for Circuit {
 
 impl Circuit {
     pub(super) fn read(r: &mut Reader<'_, '_>) -> Self {
-        let base = Self::default();
-        let share = || value::float(0.0..=1.0);
-        let mut circuit = Self {
-            consecutive_failures: r
-                .read("consecutive_failures", value::integer(1..=10_000))
-                .unwrap_or(base.consecutive_failures),
-            failure_rate: r
-                .read("failure_rate", value::float(0.001..=1.0))
-                .unwrap_or(base.failure_rate),
-            window: r
-                .read(
-                    "window",
-                    value::duration(Duration::from_secs(1)..=Duration::from_secs(3600)),
-                )
-                .unwrap_or(base.window),
-            minimum_throughput: r
-                .read("minimum_throughput", value::integer(1..=10_000))
-                .unwrap_or(base.minimum_throughput),
-            open_for: r
-                .read("open_for", value::duration(A_DAY))
-                .unwrap_or(base.open_for),
-            max_open: r
-                .read("max_open", value::duration(A_DAY))
-                .unwrap_or(base.max_open),
-            jitter: r.read("jitter", share()).unwrap_or(base.jitter),
-            half_open_probes: r
-                .read("half_open_probes", value::integer(1..=100))
-                .unwrap_or(base.half_open_probes),
-            half_open_successes: r
-                .read("half_open_successes", value::integer(1..=100))
-                .unwrap_or(base.half_open_successes),
+        let own = CircuitOverride::read_keys(r);
+        let circuit = Self {
+            max_ejected: r
+                .read("max_ejected", value::float(0.01..=1.0))
+                .unwrap_or(Self::default().max_ejected),
+            ..own.over(&Self::default())
         };
-        if circuit.max_open < circuit.open_for {
+        circuit.checked(r)
+    }
+
+    /// Notes where two keys contradict one another, and puts that right.
+    pub(super) fn checked(mut self, r: &mut Reader<'_, '_>) -> Self {
+        if self.max_open < self.open_for {
             let key = if r.has("max_open") {
                 "max_open"
             } else {
@@ -202,9 +213,9 @@ impl Circuit {
                     "Make max_open at least as long as open_for.",
                 ),
             );
-            (circuit.open_for, circuit.max_open) = (base.open_for, base.max_open);
+            self.max_open = self.open_for;
         }
-        circuit
+        self
     }
 }
 

@@ -8,6 +8,8 @@ use serde::Serialize;
 use toml::de::DeValue;
 
 use super::limits::TargetLimits;
+use super::overrides::TargetPolicies;
+use super::policy::Circuit;
 use super::reader::{Cx, Issue, Reader};
 use super::units::Expanded;
 use super::{text, value};
@@ -39,7 +41,8 @@ pub struct Service {
     /// How it is reached: over HTTP (`url`) or as a child process (`command`).
     #[serde(flatten)]
     pub transport: Transport,
-    /// A URL whose 2xx answer to GET says that it is well. Default: it is asked over MCP itself.
+    /// A URL whose 2xx answer to GET says that it is well, or `tcp://host:port`: then it is well if it takes
+    /// a connection. Default: it is asked over MCP itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_url: Option<Expanded>,
     /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
@@ -56,6 +59,9 @@ pub struct Service {
     /// How much it is given to do.
     #[serde(flatten)]
     pub limits: TargetLimits,
+    /// What holds for it instead of `[health]` and `[circuit]`.
+    #[serde(flatten)]
+    pub policies: TargetPolicies,
 }
 
 /// How a [`Service`] is reached.
@@ -160,6 +166,9 @@ pub struct Model {
     /// How much it is given to do.
     #[serde(flatten)]
     pub limits: TargetLimits,
+    /// What holds for it instead of `[health]` and `[circuit]`.
+    #[serde(flatten)]
+    pub policies: TargetPolicies,
 }
 
 /// Names already taken, and by what.
@@ -193,12 +202,12 @@ impl Taken {
 }
 
 impl Service {
-    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken, all: &Circuit) -> Option<Self> {
         let name = r.require("name", "\"NAME\"", text::name);
         let name = taken.name(r, "service", name);
         let group = r.read("group", text::name);
         let transport = Transport::read(r);
-        let health_url = r.read("health_url", text::url);
+        let health_url = r.read("health_url", text::health_url);
         let priority = r.read(
             "priority",
             value::integer(i32::MIN.into()..=i32::MAX.into()),
@@ -206,6 +215,7 @@ impl Service {
         let weight = r.read("weight", value::integer(1..=HEAVIEST));
         let trusted = r.read("trusted", value::boolean);
         let limits = TargetLimits::read(r);
+        let policies = TargetPolicies::read(r, all);
         Some(Self {
             name: name?,
             group: group.unwrap_or_else(default_group),
@@ -215,6 +225,7 @@ impl Service {
             weight: weight.unwrap_or_else(default_weight),
             trusted: trusted.unwrap_or(false),
             limits,
+            policies,
         })
     }
 }
@@ -319,7 +330,7 @@ fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issu
 }
 
 impl Model {
-    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken) -> Option<Self> {
+    pub(super) fn read(r: &mut Reader<'_, '_>, taken: &mut Taken, all: &Circuit) -> Option<Self> {
         let name = r.require("name", "\"NAME\"", text::name);
         let name = taken.name(r, "model", name);
         let group = r.read("group", text::name);
@@ -350,6 +361,7 @@ impl Model {
         );
         let weight = r.read("weight", value::integer(1..=HEAVIEST));
         let limits = TargetLimits::read(r);
+        let policies = TargetPolicies::read(r, all);
         let name = name?;
         Some(Self {
             group: group.unwrap_or_else(default_model_group),
@@ -367,6 +379,7 @@ impl Model {
             priority: priority.unwrap_or(0),
             weight: weight.unwrap_or_else(default_weight),
             limits,
+            policies,
         })
     }
 }

@@ -59,20 +59,50 @@ pub(super) fn expanded(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<Expanded> {
 /// An `http` or `https` URL.
 pub(super) fn url(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<Expanded> {
     const REMEDY: &str = "Write a URL such as \"https://example.com/mcp\".";
+    url_where(value, cx, REMEDY, |url| {
+        matches!(url.scheme(), "http" | "https") && url.has_host()
+    })
+}
+
+/// An `http` or `https` URL, or `tcp` with a host and a port and nothing else.
+pub(super) fn health_url(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<Expanded> {
+    const REMEDY: &str =
+        "Write a URL such as \"https://example.com/health\" or \"tcp://example.com:8443\".";
+    url_where(value, cx, REMEDY, |url| match url.scheme() {
+        "http" | "https" => url.has_host(),
+        "tcp" => {
+            let only_address = matches!(url.path(), "" | "/") && url.query().is_none();
+            url.has_host() && url.port().is_some() && url.username().is_empty() && only_address
+        }
+        _ => false,
+    })
+}
+
+fn url_where(
+    value: &DeValue<'_>,
+    cx: &Cx<'_>,
+    remedy: &'static str,
+    good: impl FnOnce(&url::Url) -> bool,
+) -> Read<Expanded> {
     let expanded = expanded(value, cx)?;
     // The text as written: the value may hold a secret.
     let shown = expanded.written();
     match url::Url::parse(expanded.value()) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(expanded),
+        Ok(url) if good(&url) => Ok(expanded),
+        Ok(url) if url.scheme() == "tcp" => Err(Issue::error(
+            "not an address to connect to",
+            format!("{shown:?} is not tcp:// with a host and a port"),
+            remedy,
+        )),
         Ok(_) => Err(Issue::error(
             "not an HTTP URL",
             format!("{shown:?} does not begin with http:// or https://"),
-            REMEDY,
+            remedy,
         )),
         Err(error) => Err(Issue::error(
             "not a URL",
             format!("{shown:?}: {error}"),
-            REMEDY,
+            remedy,
         )),
     }
 }

@@ -1,4 +1,5 @@
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ impl HealthChecker {
             prober,
             random,
             schedule: HashMap::new(),
+            queue: BinaryHeap::new(),
             running: JoinSet::new(),
             by_task: HashMap::new(),
         };
@@ -71,6 +73,8 @@ struct Rounds {
     prober: Arc<dyn Prober>,
     random: Random,
     schedule: HashMap<Arc<str>, Entry>,
+    /// Who is due when, the next one on top. What the schedule does not confirm is out of date and skipped.
+    queue: BinaryHeap<Reverse<(Instant, Arc<str>)>>,
     running: JoinSet<()>,
     by_task: HashMap<Id, Arc<Target>>,
 }
@@ -127,6 +131,9 @@ impl Rounds {
             self.schedule
                 .insert(target.name.clone(), Entry { target, due });
         }
+        let due = self.schedule.iter();
+        let due = due.filter_map(|(name, entry)| Some(Reverse((entry.due?, name.clone()))));
+        self.queue = due.collect();
     }
 
     /// Soon, but not all targets of a host at the same moment.
@@ -141,68 +148,74 @@ impl Rounds {
     }
 
     fn interval(&self, target: &Target) -> Duration {
-        let config = self.registry.config();
-        let base = target
-            .spec
-            .health_interval
-            .unwrap_or(config.health.interval);
-        jittered(base, &config.health, (self.random)())
+        let checks = target.health_checks();
+        let base = if target.is_turning() {
+            checks.fast_interval.min(checks.interval)
+        } else {
+            checks.interval
+        };
+        jittered(base, &checks, (self.random)())
     }
 
-    fn next_due(&self) -> Option<Instant> {
+    /// When the next target is due; `None` while no more probes may be under way.
+    fn next_due(&mut self) -> Option<Instant> {
         if self.is_full() {
             return None;
         }
-        self.schedule.values().filter_map(|entry| entry.due).min()
+        // Those on top that are out of date would wake the task for nothing.
+        while let Some(Reverse((due, name))) = self.queue.peek() {
+            if self.is_due_then(name, *due) {
+                return Some(*due);
+            }
+            self.queue.pop();
+        }
+        None
+    }
+
+    fn is_due_then(&self, name: &str, due: Instant) -> bool {
+        self.schedule
+            .get(name)
+            .is_some_and(|entry| entry.due == Some(due))
     }
 
     fn is_full(&self) -> bool {
         self.running.len() >= usize::from(self.registry.config().health.concurrency)
     }
 
+    /// Starts every probe that is due, the longest overdue first, so that a full house starves nobody.
     fn start_due(&mut self) {
         let now = Instant::now();
-        let mut due: Vec<_> = self
-            .schedule
-            .values()
-            .filter_map(|entry| {
-                entry
-                    .due
-                    .filter(|due| *due <= now)
-                    .map(|due| (due, entry.target.clone()))
-            })
-            .collect();
-        // The longest overdue first, so that a full house starves nobody.
-        due.sort_by_key(|(due, _)| *due);
-        for (_, target) in due {
-            if self.is_full() {
+        while self.next_due().is_some_and(|due| due <= now) {
+            let Some(Reverse((_, name))) = self.queue.pop() else {
                 return;
-            }
-            if let Some(entry) = self.schedule.get_mut(&target.name) {
+            };
+            if let Some(entry) = self.schedule.get_mut(&name) {
                 entry.due = None;
+                let target = entry.target.clone();
+                self.start(target);
             }
-            let limit = target
-                .spec
-                .health_timeout
-                .unwrap_or(self.registry.config().health.timeout);
-            let probed = target.clone();
-            let prober = self.prober.clone();
-            let version = target.health_version();
-            let task = self.running.spawn(async move {
-                let result = timeout(limit, prober.probe(&target)).await;
-                match &result {
-                    Ok(Ok(())) => {}
-                    Ok(Err(failure)) => {
-                        tracing::debug!(target = %target.name, %failure, "health probe failed")
-                    }
-                    Err(_) => {
-                        tracing::debug!(target = %target.name, ?limit, "health probe timed out")
-                    }
-                }
-                target.probed(version, matches!(result, Ok(Ok(()))), Instant::now());
-            });
-            self.by_task.insert(task.id(), probed);
         }
+    }
+
+    fn start(&mut self, target: Arc<Target>) {
+        let limit = target.health_checks().timeout;
+        let probed = target.clone();
+        let prober = self.prober.clone();
+        let version = target.health_version();
+        let task = self.running.spawn(async move {
+            let result = timeout(limit, prober.probe(&target)).await;
+            match &result {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => {
+                    tracing::debug!(target = %target.name, %failure, "health probe failed")
+                }
+                Err(_) => {
+                    tracing::debug!(target = %target.name, ?limit, "health probe timed out")
+                }
+            }
+            target.probed(version, matches!(result, Ok(Ok(()))), Instant::now());
+        });
+        self.by_task.insert(task.id(), probed);
     }
 
     fn reschedule(&mut self, ended: Id) {
@@ -217,9 +230,11 @@ impl Rounds {
         else {
             return;
         };
-        let due = Some(Instant::now() + self.interval(&target));
-        self.schedule
-            .insert(target.name.clone(), Entry { target, due });
+        let due = Instant::now() + self.interval(&target);
+        let name = target.name.clone();
+        self.queue.push(Reverse((due, name.clone())));
+        let due = Some(due);
+        self.schedule.insert(name, Entry { target, due });
     }
 }
 

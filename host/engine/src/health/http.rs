@@ -11,6 +11,9 @@ use crate::registry::Target;
 /// A status of 2xx is well, and so is 429: a busy server is not an ill one. At a URL that nobody
 /// configured (`{url}/health`), any other 4xx is well too: the server is there and says that it has no such
 /// page, as most MCP servers do.
+///
+/// Each probe opens a connection of its own, as HAProxy does: that the server still takes new ones is part
+/// of the question, and thousands of targets do not hold thousands of idle connections open.
 #[derive(Debug, Clone)]
 pub struct HttpProber {
     client: reqwest::Client,
@@ -30,6 +33,7 @@ impl HttpProber {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
+            .pool_max_idle_per_host(0)
             .build()
             .map_err(HttpProberError)?;
         Ok(Self::with_client(client))

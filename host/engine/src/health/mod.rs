@@ -4,10 +4,16 @@
 //! traffic finds out is the business of the [circuit](crate::circuit), and each has its own say: a good
 //! probe does not close a circuit that live traffic opened, because a server can answer `/health` and
 //! nothing else.
+//!
+//! What is asked is a [`Prober`]'s business: [`UrlProber`] asks over HTTP or opens a TCP connection, by the
+//! scheme of the health URL. When is the [`HealthChecker`]'s: it keeps one queue for all targets, ordered by
+//! time, so that ten thousand idle targets cost next to nothing.
 
 mod check;
 #[cfg(feature = "http")]
 mod http;
+#[cfg(feature = "http")]
+mod tcp;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +24,8 @@ use tokio::time::Instant;
 pub use check::{HealthChecker, Prober};
 #[cfg(feature = "http")]
 pub use http::{HttpProber, HttpProberError};
+#[cfg(feature = "http")]
+pub use tcp::{TcpProber, UrlProber};
 
 /// How often targets are asked, and how many answers it takes to believe them.
 ///
@@ -26,6 +34,10 @@ pub use http::{HttpProber, HttpProberError};
 pub struct HealthConfig {
     /// The time between two probes of a target. More than zero, at most 24 h. Default: 30 s.
     pub interval: Duration,
+    /// The time to the next probe while the answers are changing: after a bad one of a healthy target, a
+    /// good one of an unhealthy target, and until the first result. Never longer than the interval (HAProxy's
+    /// `fastinter`). More than zero, at most 24 h. Default: 5 s.
+    pub fast_interval: Duration,
     /// The time a probe may take. More than zero, at most 24 h. Default: 5 s.
     pub timeout: Duration,
     /// Good answers in a row that make an unhealthy target healthy. 1 or more. Default: 2. At the start one
@@ -36,7 +48,8 @@ pub struct HealthConfig {
     /// How much earlier or later than the interval says a probe starts, by chance, in percent, 0 to 50.
     /// Default: 10.
     pub jitter_percent: u8,
-    /// Probes under way at a time. 1 to 1024. Default: 16.
+    /// Probes under way at a time. 1 to 4096. Default: 256, which is enough for 10 000 targets of which one
+    /// in seven hangs.
     pub concurrency: u16,
 }
 
@@ -44,11 +57,12 @@ impl Default for HealthConfig {
     fn default() -> Self {
         Self {
             interval: Duration::from_secs(30),
+            fast_interval: Duration::from_secs(5),
             timeout: Duration::from_secs(5),
             rise: 2,
             fall: 3,
             jitter_percent: 10,
-            concurrency: 16,
+            concurrency: 256,
         }
     }
 }
@@ -77,6 +91,11 @@ impl HealthConfig {
                 "more than zero, at most 24 h",
             ),
             (
+                positive(self.fast_interval),
+                "fast_interval",
+                "more than zero, at most 24 h",
+            ),
+            (
                 positive(self.timeout),
                 "timeout",
                 "more than zero, at most 24 h",
@@ -85,9 +104,9 @@ impl HealthConfig {
             (self.fall >= 1, "fall", "1 or more"),
             (self.jitter_percent <= 50, "jitter_percent", "0 to 50"),
             (
-                (1..=1024).contains(&self.concurrency),
+                (1..=4096).contains(&self.concurrency),
                 "concurrency",
-                "1 to 1024",
+                "1 to 4096",
             ),
         ] {
             if !good {
@@ -151,6 +170,16 @@ impl Health {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .checked
+    }
+
+    /// Whether the last answers do not agree with the status.
+    pub(crate) fn is_turning(&self) -> bool {
+        let streak = self.streak.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.status() {
+            HealthStatus::Unknown => true,
+            HealthStatus::Healthy => streak.bad > 0,
+            HealthStatus::Unhealthy => streak.good > 0,
+        }
     }
 
     /// Counts a result; says whether the target has become healthy (`true`) or unhealthy.

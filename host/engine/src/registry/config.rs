@@ -10,6 +10,12 @@ pub struct BalanceConfig {
     /// level keeps all of its load until fewer than 72 % of its targets are healthy (Envoy's
     /// overprovisioning factor). Default: 140.
     pub overprovisioning_percent: u16,
+    /// The share of a group whose circuits live traffic may open, in percent, 1 to 100 (Envoy's
+    /// `max_ejection_percent`). One target may be ejected whatever the share. Beyond it a failing target
+    /// stays in use: lower it for a large group whose targets may all fail in part for one common reason.
+    /// Default: 100, since a target here is one of a few, and a call has other ways out than to wait for one
+    /// that is dead.
+    pub max_ejected_percent: u8,
     /// How long a recovered target takes to its full weight, up to 24 h; zero for at once. Default: 30 s.
     pub slow_start: Duration,
     /// The share of its weight it starts with, in percent, 1 to 100 (Envoy's `min_weight_percent`).
@@ -21,6 +27,7 @@ impl Default for BalanceConfig {
     fn default() -> Self {
         Self {
             overprovisioning_percent: 140,
+            max_ejected_percent: 100,
             slow_start: Duration::from_secs(30),
             slow_start_floor_percent: 10,
         }
@@ -73,6 +80,11 @@ impl RegistryConfig {
                 (100..=1000).contains(&balance.overprovisioning_percent),
                 "overprovisioning_percent",
                 "100 to 1000",
+            ),
+            (
+                (1..=100).contains(&balance.max_ejected_percent),
+                "max_ejected_percent",
+                "1 to 100",
             ),
             (
                 balance.slow_start <= Duration::from_secs(24 * 3600),

@@ -27,12 +27,14 @@
 mod bulkhead;
 mod config;
 mod observer;
+mod roster;
 mod select;
 mod spec;
 mod target;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -47,7 +49,9 @@ pub use select::{Pick, PickRequest};
 pub use spec::{TargetKind, TargetSpec};
 pub use target::{Permit, Standing, Target};
 
+use crate::circuit::CircuitConfigError;
 use crate::random::Random;
+use roster::Moment;
 use select::Group;
 use target::Shared;
 
@@ -67,7 +71,7 @@ pub enum RegistryError {
     /// A target must belong to a group.
     #[error("target {0:?} belongs to no group")]
     NoGroup(Arc<str>),
-    /// A time is zero or longer than a day.
+    /// A time is longer than a day, or zero where it must not be.
     #[error("target {target:?}: {key} must be more than zero, at most 24 h")]
     TimeOutOfRange {
         /// The target.
@@ -75,16 +79,30 @@ pub enum RegistryError {
         /// The setting.
         key: &'static str,
     },
+    /// Its circuit's configuration is out of range.
+    #[error("target {target:?}")]
+    Circuit {
+        /// The target.
+        target: Arc<str>,
+        /// What is wrong with it.
+        #[source]
+        error: CircuitConfigError,
+    },
 }
 
 /// The targets at one moment.
 #[derive(Debug, Default)]
-struct Snapshot {
+pub(super) struct Snapshot {
     targets: BTreeMap<Arc<str>, Arc<Target>>,
     groups: HashMap<Arc<str>, Group>,
 }
 
 impl Snapshot {
+    /// The targets of a group, highest priority first.
+    fn group(&self, name: &str) -> &[Arc<Target>] {
+        self.groups.get(name).map_or(&[], |group| group.targets())
+    }
+
     fn new(targets: BTreeMap<Arc<str>, Arc<Target>>) -> Self {
         let mut groups: HashMap<Arc<str>, Vec<Arc<Target>>> = HashMap::new();
         for target in targets.values() {
@@ -104,7 +122,7 @@ impl Snapshot {
 /// The targets there are, and how they stand.
 pub struct Registry {
     shared: Arc<Shared>,
-    snapshot: ArcSwap<Snapshot>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     /// Held by writers only.
     writer: Mutex<()>,
     /// Counts changes to the targets and the configuration.
@@ -145,15 +163,19 @@ impl RegistryBuilder {
     /// Names the first setting that is out of range.
     pub fn build(self) -> Result<Registry, RegistryConfigError> {
         self.config.validate()?;
+        let snapshot = Arc::<ArcSwap<Snapshot>>::default();
         Ok(Registry {
             shared: Arc::new(Shared {
+                snapshot: Arc::downgrade(&snapshot),
+                ejecting: Mutex::new(()),
+                standings: AtomicU64::new(0),
                 epoch: Instant::now(),
                 epoch_wall: SystemTime::now(),
                 config: ArcSwap::from_pointee(self.config),
                 observer: self.observer,
                 random: self.random.unwrap_or_else(crate::random::from_os),
             }),
-            snapshot: ArcSwap::default(),
+            snapshot,
             writer: Mutex::new(()),
             changes: watch::Sender::new(0),
         })
@@ -287,6 +309,7 @@ impl Registry {
     pub fn configure(&self, config: RegistryConfig) -> Result<(), RegistryConfigError> {
         config.validate()?;
         self.shared.config.store(Arc::new(config));
+        self.shared.standing_changed();
         self.changes.send_modify(|version| *version += 1);
         Ok(())
     }
@@ -313,12 +336,7 @@ impl Registry {
 
     /// The targets of a group, highest priority first.
     pub fn list_group(&self, group: &str) -> Vec<Arc<Target>> {
-        self.snapshot
-            .load()
-            .groups
-            .get(group)
-            .map(|group| group.targets.clone())
-            .unwrap_or_default()
+        self.snapshot.load().group(group).to_vec()
     }
 
     /// The targets of a group that are healthy and whose circuit lets requests through, highest priority
@@ -355,14 +373,22 @@ impl Registry {
     ) -> Option<Pick> {
         self.snapshot.load().groups.get(group)?.pick(
             request,
-            &self.shared.config.load(),
-            now,
+            &self.moment(&self.shared.config.load(), now),
             random,
         )
     }
 
+    fn moment<'a>(&self, config: &'a RegistryConfig, now: Instant) -> Moment<'a> {
+        Moment {
+            config,
+            now,
+            standings: self.shared.standings.load(Ordering::Acquire),
+        }
+    }
+
     /// The target that [`pick`](Self::pick) would most likely take, without taking it: of several that
-    /// share the load, the one with the largest share.
+    /// share the load, the one with the largest share, and of several with the same share the one with
+    /// the least to do.
     pub fn peek_best(
         &self,
         group: &str,
@@ -373,7 +399,8 @@ impl Registry {
             .load()
             .groups
             .get(group)?
-            .peek(request, &self.shared.config.load(), now)
+            .peek(request, &self.moment(&self.shared.config.load(), now))
+            .cloned()
     }
 }
 
@@ -402,6 +429,7 @@ fn check(spec: &TargetSpec) -> Result<(), RegistryError> {
     for (key, time) in [
         ("health_interval", spec.health_interval),
         ("health_timeout", spec.health_timeout),
+        ("health_fast_interval", spec.health_fast_interval),
         ("rate_limit.per", spec.rate_limit.map(|limit| limit.per)),
     ] {
         if time.is_some_and(|time| time.is_zero() || time > Duration::from_secs(24 * 3600)) {
@@ -410,6 +438,21 @@ fn check(spec: &TargetSpec) -> Result<(), RegistryError> {
                 key,
             });
         }
+    }
+    if spec
+        .slow_start
+        .is_some_and(|time| time > Duration::from_secs(24 * 3600))
+    {
+        return Err(RegistryError::TimeOutOfRange {
+            target: spec.name.clone(),
+            key: "slow_start",
+        });
+    }
+    if let Some(Err(error)) = spec.circuit.as_ref().map(|circuit| circuit.validate()) {
+        return Err(RegistryError::Circuit {
+            target: spec.name.clone(),
+            error,
+        });
     }
     Ok(())
 }

@@ -1,17 +1,24 @@
 //! Which target is asked next.
 //!
-//! In order: targets that are healthy and whose circuit is closed, by priority level and weight, with a
-//! recovering one tried in between; then, where no such target is left, unhealthy ones that live traffic
-//! has found nothing against; then, where every circuit of the group is open, the best target, one request at a time.
+//! In order: targets that are healthy and whose circuit is closed, by priority level, with a recovering one
+//! tried in between; then, where no such target is left, unhealthy ones that live traffic has found nothing
+//! against; then, where every circuit of the group is open, the best target, one request at a time.
+//!
+//! Levels share the load as in Envoy. Within a level two targets are drawn by weight, and the one with less
+//! to do for its weight is taken (Mitzenmacher: The Power of Two Choices, 2001): a slow target gets less
+//! without anybody having to know that it is slow.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
+use arc_swap::{ArcSwapOption, Guard};
 use smallvec::SmallVec;
-use tokio::time::Instant;
 
-use super::target::{Availability, Permit, Target};
-use super::{RegistryConfig, TargetKind};
+use super::TargetKind;
+use super::roster::{Card, Deck, Moment, Roster, shares};
+use super::target::{Permit, Target};
 use crate::random::below;
 
 /// Which target is wanted.
@@ -34,28 +41,95 @@ pub struct Pick {
     pub permit: Permit,
 }
 
-/// The targets of one group, highest priority first.
-#[derive(Debug, Default)]
+/// How often a pick begins anew because the target it chose has changed in between.
+const TRIES: usize = 3;
+
+/// How many targets are looked at, at most, for one that has room.
+const LOOKS: usize = 64;
+
+/// Targets a request must not take, by their place.
+type Excluded = SmallVec<[u32; 4]>;
+
+/// The targets of one group.
+#[derive(Debug)]
 pub(super) struct Group {
-    pub(super) targets: Vec<Arc<Target>>,
-    /// Runs of the same priority.
-    levels: SmallVec<[Range<usize>; 2]>,
-    /// Whether any of them limits its requests.
-    limited: bool,
-}
-
-/// A priority level with something healthy in it.
-type Scored = (Range<usize>, u32);
-
-/// A circuit that may be tried, and what a healthy level holds.
-struct Survey {
-    /// Recovering targets found on the way to the levels that take load.
-    probes: SmallVec<[usize; 2]>,
-    scored: SmallVec<[Scored; 4]>,
+    all: Pool,
+    /// Services and models apart, where the group has both.
+    by_kind: Option<[Pool; 2]>,
 }
 
 impl Group {
-    pub(super) fn new(mut targets: Vec<Arc<Target>>) -> Self {
+    pub(super) fn new(targets: Vec<Arc<Target>>) -> Self {
+        let of = |kind| {
+            let of_kind = targets.iter().filter(|target| target.spec.kind == kind);
+            of_kind.cloned().collect::<Vec<_>>()
+        };
+        let (services, models) = (of(TargetKind::Service), of(TargetKind::Model));
+        let is_mixed = !services.is_empty() && !models.is_empty();
+        Self {
+            by_kind: is_mixed.then(|| [Pool::new(services), Pool::new(models)]),
+            all: Pool::new(targets),
+        }
+    }
+
+    /// Highest priority first.
+    pub(super) fn targets(&self) -> &[Arc<Target>] {
+        &self.all.targets
+    }
+
+    fn pool(&self, kind: Option<TargetKind>) -> Option<&Pool> {
+        match (kind, &self.by_kind) {
+            (None, _) => Some(&self.all),
+            (Some(TargetKind::Service), Some([services, _])) => Some(services),
+            (Some(TargetKind::Model), Some([_, models])) => Some(models),
+            (Some(kind), None) => {
+                let uniform = self.all.targets.first();
+                uniform
+                    .filter(|first| first.spec.kind == kind)
+                    .map(|_| &self.all)
+            }
+        }
+    }
+
+    /// Picks a target and asks its circuit.
+    pub(super) fn pick(
+        &self,
+        request: &PickRequest<'_>,
+        moment: &Moment<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Pick> {
+        let permit = self.pool(request.kind)?.pick(request, moment, random)?;
+        Some(Pick {
+            target: permit.target().clone(),
+            permit,
+        })
+    }
+
+    /// The target a pick would most likely take now.
+    pub(super) fn peek(
+        &self,
+        request: &PickRequest<'_>,
+        moment: &Moment<'_>,
+    ) -> Option<&Arc<Target>> {
+        self.pool(request.kind)?.peek(request, moment)
+    }
+}
+
+/// Targets that stand in for one another, highest priority first.
+struct Pool {
+    targets: Vec<Arc<Target>>,
+    /// Runs of the same priority.
+    levels: SmallVec<[Range<usize>; 2]>,
+    by_name: HashMap<Arc<str>, u32>,
+    /// Whether any of them limits its requests.
+    limited: bool,
+    roster: ArcSwapOption<Roster>,
+    /// Held by the one who makes a new roster.
+    making: Mutex<()>,
+}
+
+impl Pool {
+    fn new(mut targets: Vec<Arc<Target>>) -> Self {
         targets.sort_by(|a, b| {
             b.spec
                 .priority
@@ -71,324 +145,267 @@ impl Group {
                 _ => levels.push(index..index + 1),
             }
         }
-        let limited = targets.iter().any(|target| target.is_limited());
+        let places = (0..).zip(&targets);
         Self {
+            by_name: places
+                .map(|(at, target)| (target.name.clone(), at))
+                .collect(),
+            limited: targets.iter().any(|target| target.is_limited()),
             targets,
             levels,
-            limited,
+            roster: ArcSwapOption::empty(),
+            making: Mutex::new(()),
         }
     }
 
-    /// Picks a target and asks its circuit.
-    pub(super) fn pick(
-        &self,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Option<Pick> {
-        let permit = match request.name {
-            Some(name) => {
-                let target = self.targets.iter().find(|target| *target.name == *name)?;
-                if !eligible(target, request) {
-                    return None;
-                }
-                target.admit(config, now, false)
-            }
-            None => self
-                .pick_ready(request, config, now, random)
-                .or_else(|| self.pick_doubtful(request, config, now, random)),
-        };
-        let permit = permit.or_else(|| {
-            self.last_resort(request, config, now)?
-                .admit(config, now, true)
-        })?;
-        Some(Pick {
-            target: permit.target().clone(),
-            permit,
-        })
+    fn target(&self, at: u32) -> &Arc<Target> {
+        &self.targets[at as usize]
     }
 
-    /// The target a pick would most likely take now.
-    pub(super) fn peek(
-        &self,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
-    ) -> Option<Arc<Target>> {
-        if let Some(name) = request.name {
-            let target = self.targets.iter().find(|target| *target.name == *name)?;
-            let open =
-                eligible(target, request) && target.availability(config, now) != Availability::Shut;
-            return open
-                .then(|| target.clone())
-                .or_else(|| self.last_resort(request, config, now).cloned());
-        }
-        let survey = self.survey(request, config, now);
-        if let Some(index) = survey.probes.first() {
-            return Some(self.targets[*index].clone());
-        }
-        let mut best: Option<((Availability, bool), u64, &Arc<Target>)> = None;
-        for target in self
-            .targets
-            .iter()
-            .filter(|target| eligible(target, request))
+    fn place_of(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
+    }
+
+    fn excluded(&self, request: &PickRequest<'_>) -> Excluded {
+        let names = request.exclude.iter();
+        names.filter_map(|name| self.place_of(name)).collect()
+    }
+
+    /// How the targets stand. While another makes a new roster the old one serves: the circuits have the
+    /// last word in any case.
+    fn roster(&self, moment: &Moment<'_>) -> Guard<Option<Arc<Roster>>> {
+        let present = self.roster.load();
+        if present
+            .as_ref()
+            .is_some_and(|roster| roster.is_current(moment))
         {
-            let availability = target.availability(config, now);
-            let standing = (availability, self.limited && !target.has_room(now));
-            let weight = target.present_weight(config, now);
-            // The first of equals stays: the list is sorted by priority.
-            let better = best.is_none_or(|(found, heaviest, other)| {
-                standing < found
-                    || standing == found
-                        && other.spec.priority == target.spec.priority
-                        && weight > heaviest
-            });
-            if availability != Availability::Shut && better {
-                best = Some((standing, weight, target));
-            }
+            return present;
         }
-        best.map(|(_, _, target)| target)
-            .or_else(|| self.last_resort(request, config, now))
-            .cloned()
+        let _making = match self.making.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) if present.is_some() => return present,
+            Err(TryLockError::WouldBlock) => {
+                self.making.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        let new = Roster::new(&self.targets, &self.levels, moment);
+        self.roster.store(Some(Arc::new(new)));
+        self.roster.load()
     }
 
-    /// Looks at the levels from the top, as far as they are needed to carry the load.
-    fn survey(&self, request: &PickRequest<'_>, config: &RegistryConfig, now: Instant) -> Survey {
-        let mut survey = Survey {
-            probes: SmallVec::new(),
-            scored: SmallVec::new(),
-        };
-        let mut sum = 0;
-        for level in &self.levels {
-            let (mut total, mut ready) = (0, 0);
-            for index in level.clone() {
-                let target = &self.targets[index];
-                if !eligible(target, request) {
-                    continue;
-                }
-                total += 1;
-                match target.availability(config, now) {
-                    Availability::Ready => ready += 1,
-                    Availability::Probe => survey.probes.push(index),
-                    _ => {}
-                }
+    fn pick(
+        &self,
+        request: &PickRequest<'_>,
+        moment: &Moment<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Permit> {
+        let excluded = self.excluded(request);
+        let admit = |at: u32, forced| self.target(at).admit(moment.config, moment.now, forced);
+        if let Some(name) = request.name {
+            let at = self.place_of(name).filter(|at| !excluded.contains(at))?;
+            return admit(at, false).or_else(|| {
+                let roster = self.roster(moment);
+                roster.as_ref()?.last_resort.and_then(|_| admit(at, true))
+            });
+        }
+        for _ in 0..TRIES {
+            let roster = self.roster(moment);
+            let roster = roster.as_ref()?;
+            if let Some(best) = roster.last_resort {
+                // One target is tried, and not a second one because it has just failed.
+                return excluded.is_empty().then(|| admit(best, true)).flatten();
             }
-            if ready > 0 {
-                let score = level_health(ready, total, config.balance.overprovisioning_percent);
-                sum += score;
-                survey.scored.push((level.clone(), score));
+            let permit = self
+                .pick_ready(roster, &excluded, moment, random)
+                .or_else(|| self.pick_doubtful(roster, &excluded, moment, random));
+            if permit.is_some() {
+                return permit;
+            }
+        }
+        // Circuits open and close faster than they can be read: whoever lets a request through.
+        let others = (0u32..).zip(&self.targets);
+        others
+            .filter(|(at, _)| !excluded.contains(at))
+            .find_map(|(_, target)| target.admit(moment.config, moment.now, false))
+    }
+
+    fn pick_ready(
+        &self,
+        roster: &Roster,
+        excluded: &[u32],
+        moment: &Moment<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Permit> {
+        let overprovisioning = moment.config.balance.overprovisioning_percent;
+        let (mut decks, mut healths) = (SmallVec::<[&Deck; 4]>::new(), SmallVec::<[u32; 4]>::new());
+        let mut sum = 0;
+        for level in &roster.levels {
+            if let Some(permit) = self.try_each(&level.probes, excluded, moment) {
+                return Some(permit);
+            }
+            if let Some(health) = level.health(excluded, overprovisioning) {
+                decks.push(&level.ready);
+                healths.push(health);
+                sum += health;
                 if sum >= 100 {
                     break;
                 }
             }
         }
-        survey
-    }
-
-    fn pick_ready(
-        &self,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Option<Permit> {
-        let survey = self.survey(request, config, now);
-        for index in &survey.probes {
-            if let Some(permit) = self.targets[*index].admit(config, now, false) {
-                return Some(permit);
-            }
-        }
-        let level = match survey.scored.as_slice() {
+        let deck = match decks.as_slice() {
             [] => return None,
-            [(only, _)] => only,
+            [only] => only,
             several => {
-                let scores: SmallVec<[u32; 4]> = several.iter().map(|(_, score)| *score).collect();
                 let mut roll = below(random(), 100) as u32;
-                let chosen = shares(&scores).into_iter().position(|share| {
+                let chosen = shares(&healths).into_iter().position(|share| {
                     let hit = roll < share;
                     roll = roll.saturating_sub(share);
                     hit
                 });
-                &several[chosen.unwrap_or(0)].0
+                several.get(chosen.unwrap_or(0))?
             }
         };
-        self.pick_weighted(
-            level.clone(),
-            Availability::Ready,
-            request,
-            config,
-            now,
-            random,
-        )
-        // A circuit opened in between: whatever else is ready will do.
-        .or_else(|| {
-            survey.scored.iter().find_map(|(level, _)| {
-                self.pick_weighted(
-                    level.clone(),
-                    Availability::Ready,
-                    request,
-                    config,
-                    now,
-                    random,
-                )
-            })
-        })
+        self.draw(deck, excluded, moment, random)?
+            .admit(moment.config, moment.now, false)
     }
 
     fn pick_doubtful(
         &self,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
+        roster: &Roster,
+        excluded: &[u32],
+        moment: &Moment<'_>,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Permit> {
-        let mut levels = self.levels.iter();
-        levels
-            .find_map(|level| {
-                self.pick_weighted(
-                    level.clone(),
-                    Availability::Doubtful,
-                    request,
-                    config,
-                    now,
-                    random,
-                )
-            })
-            .or_else(|| {
-                let mut eligible = self
-                    .targets
-                    .iter()
-                    .filter(|target| eligible(target, request));
-                eligible.find_map(|target| target.admit(config, now, false))
-            })
-    }
-
-    fn pick_weighted(
-        &self,
-        level: Range<usize>,
-        wanted: Availability,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
-        random: &mut dyn FnMut() -> u64,
-    ) -> Option<Permit> {
-        let targets = &self.targets[level];
-        let fits = |target: &Arc<Target>| {
-            eligible(target, request) && target.availability(config, now) == wanted
-        };
-        // Who would be let through at once goes first; where nobody would, the wait is shared by weight.
-        let only_with_room = self.limited
-            && targets
-                .iter()
-                .any(|target| fits(target) && target.has_room(now));
-        let matches =
-            |target: &&Arc<Target>| fits(target) && (!only_with_room || target.has_room(now));
-        let mut candidates = targets.iter().filter(matches);
-        let first = candidates.next()?;
-        let chosen = match candidates.next() {
-            None => first,
-            Some(_) => {
-                let sum = targets
-                    .iter()
-                    .filter(matches)
-                    .map(|target| target.present_weight(config, now))
-                    .sum();
-                let mut roll = below(random(), sum);
-                let hit = targets.iter().filter(matches).find(|target| {
-                    let weight = target.present_weight(config, now);
-                    let hit = roll < weight;
-                    roll = roll.saturating_sub(weight);
-                    hit
-                });
-                hit.unwrap_or(first)
-            }
-        };
-        chosen.admit(config, now, false)
-    }
-
-    /// The best target where no circuit of the group lets anything through, the excluded ones included:
-    /// a cooling target is not asked because a better one has just failed.
-    fn last_resort(
-        &self,
-        request: &PickRequest<'_>,
-        config: &RegistryConfig,
-        now: Instant,
-    ) -> Option<&Arc<Target>> {
-        let of_kind = || {
-            self.targets
-                .iter()
-                .filter(|target| is_of_kind(target, request))
-        };
-        if of_kind().any(|target| target.availability(config, now) != Availability::Shut) {
+        // Where a ready one is left that has just been taken away, it is not yet the turn of these.
+        let overprovisioning = moment.config.balance.overprovisioning_percent;
+        let mut levels = roster.levels.iter();
+        if levels.any(|level| level.health(excluded, overprovisioning).is_some()) {
             return None;
         }
-        of_kind()
-            .filter(|target| eligible(target, request))
-            .min_by_key(|target| {
-                (
-                    target.health().is_unhealthy(),
-                    std::cmp::Reverse(target.spec.priority),
-                    target.open_until(),
-                )
+        let mut levels = roster.levels.iter();
+        levels
+            .find_map(|level| self.draw(&level.doubtful, excluded, moment, random))
+            .and_then(|target| target.admit(moment.config, moment.now, false))
+            .or_else(|| {
+                let mut levels = roster.levels.iter();
+                levels.find_map(|level| self.try_each(&level.doubtful_probes, excluded, moment))
             })
     }
-}
 
-fn is_of_kind(target: &Target, request: &PickRequest<'_>) -> bool {
-    request.kind.is_none_or(|kind| target.spec.kind == kind) && !target.is_draining()
-}
-
-fn eligible(target: &Target, request: &PickRequest<'_>) -> bool {
-    is_of_kind(target, request)
-        && request.name.is_none_or(|name| *target.name == *name)
-        && !request.exclude.contains(&target.name)
-}
-
-/// Envoy: `health(P) = min(100, 1.4 · 100 · healthy / total)`.
-fn level_health(healthy: u32, total: u32, overprovisioning_percent: u16) -> u32 {
-    let health = u64::from(overprovisioning_percent) * u64::from(healthy) / u64::from(total.max(1));
-    health.min(100) as u32
-}
-
-/// The load of each level in percent, from their health, best level first. Adds up to 100.
-fn shares(health: &[u32]) -> SmallVec<[u32; 4]> {
-    let sum: u32 = health.iter().sum();
-    let total = sum.clamp(1, 100);
-    let mut left = 100;
-    let mut shares: SmallVec<[u32; 4]> = health
-        .iter()
-        .map(|health| {
-            let share = ((health * 100 + total / 2) / total).min(left);
-            left -= share;
-            share
-        })
-        .collect();
-    // What rounding left over goes to the last level that carries anything.
-    if let Some(last) = shares.iter_mut().rev().find(|share| **share > 0) {
-        *last += left;
+    /// The first of these whose circuit lets a request through.
+    fn try_each(&self, places: &[u32], excluded: &[u32], moment: &Moment<'_>) -> Option<Permit> {
+        let mut places = places.iter().filter(|at| !excluded.contains(at));
+        places.find_map(|at| self.target(*at).admit(moment.config, moment.now, false))
     }
-    shares
+
+    /// Draws two by weight, and takes the one with less to do for its weight.
+    fn draw(
+        &self,
+        deck: &Deck,
+        excluded: &[u32],
+        moment: &Moment<'_>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<&Arc<Target>> {
+        let fits = |card: &&Card| !excluded.contains(&card.target);
+        let cards = match deck.cards() {
+            [] => return None,
+            [only] => return fits(&only).then(|| self.target(only.target)),
+            several => several,
+        };
+        // From a card drawn on, around: where it does not fit, the next one that does.
+        let mut cards_from_drawn = || {
+            let place = deck.draw(random());
+            cards[place..].iter().chain(&cards[..place])
+        };
+        let first = cards_from_drawn().find(fits)?;
+        let second = cards_from_drawn()
+            .filter(fits)
+            .find(|card| card.target != first.target)
+            .unwrap_or(first);
+        let (one, other) = (self.target(first.target), self.target(second.target));
+        let load =
+            |target: &Target, card: &Card| u128::from(target.in_flight()) * u128::from(card.weight);
+        // Each one's load over its own weight: multiplied out, so by the other's.
+        let (one_load, other_load) = (load(one, second), load(other, first));
+        if !self.limited {
+            return Some(if other_load < one_load { other } else { one });
+        }
+        // Who would be let through at once goes first; where nobody would, the wait is shared.
+        let (one_free, other_free) = (one.has_room(moment.now), other.has_room(moment.now));
+        match (one_free, other_free) {
+            (true, true) if other_load < one_load => Some(other),
+            (true, _) => Some(one),
+            (false, true) => Some(other),
+            (false, false) => {
+                let looked = cards_from_drawn().take(LOOKS).filter(fits);
+                let mut looked = looked.map(|card| self.target(card.target));
+                looked
+                    .find(|target| target.has_room(moment.now))
+                    .or(Some(one))
+            }
+        }
+    }
+
+    fn peek(&self, request: &PickRequest<'_>, moment: &Moment<'_>) -> Option<&Arc<Target>> {
+        let excluded = self.excluded(request);
+        let roster = self.roster(moment);
+        let roster = roster.as_ref()?;
+        if let Some(name) = request.name {
+            let target = self.target(self.place_of(name).filter(|at| !excluded.contains(at))?);
+            let asked = roster.last_resort.is_some() || target.standing(moment.now).admitted;
+            return asked.then_some(target);
+        }
+        if let Some(best) = roster.last_resort {
+            return excluded.is_empty().then(|| self.target(best));
+        }
+        let overprovisioning = moment.config.balance.overprovisioning_percent;
+        let first_of = |places: &[u32]| {
+            let mut places = places.iter().filter(|at| !excluded.contains(at));
+            places.next().map(|at| self.target(*at))
+        };
+        for level in &roster.levels {
+            if let Some(probe) = first_of(&level.probes) {
+                return Some(probe);
+            }
+            if level.health(&excluded, overprovisioning).is_some() {
+                return self.heaviest(&level.ready, &excluded, moment);
+            }
+        }
+        let mut levels = roster.levels.iter();
+        levels
+            .find_map(|level| self.heaviest(&level.doubtful, &excluded, moment))
+            .or_else(|| {
+                let mut levels = roster.levels.iter();
+                levels.find_map(|level| first_of(&level.doubtful_probes))
+            })
+    }
+
+    /// The heaviest of a deck that has room, and of several the one with the least to do.
+    fn heaviest(&self, deck: &Deck, excluded: &[u32], moment: &Moment<'_>) -> Option<&Arc<Target>> {
+        let fits = |card: &&Card| !excluded.contains(&card.target);
+        let full = |card: &Card| self.limited && !self.target(card.target).has_room(moment.now);
+        let best = deck.heaviest.iter().filter(fits).min_by_key(|card| {
+            (
+                full(card),
+                std::cmp::Reverse(card.weight),
+                self.target(card.target).in_flight(),
+            )
+        });
+        // The heaviest are all excluded or full: whoever else is left.
+        let best = match best {
+            Some(best) if !full(best) => Some(best),
+            best => {
+                let mut others = deck.cards().iter().filter(fits);
+                others.find(|card| !full(card)).or(best)
+            }
+        };
+        best.map(|card| self.target(card.target))
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn load_spills_over_to_the_next_level_as_in_envoy() {
-        let of = |healthy: &[u32]| {
-            let health: Vec<u32> = healthy
-                .iter()
-                .map(|healthy| level_health(*healthy, 100, 140))
-                .collect();
-            shares(&health).to_vec()
-        };
-        assert_eq!(of(&[100, 100]), [100, 0]);
-        assert_eq!(of(&[72, 100]), [100, 0]);
-        assert_eq!(of(&[71, 100]), [99, 1]);
-        assert_eq!(of(&[50, 100]), [70, 30]);
-        assert_eq!(of(&[25, 25, 20]), [36, 36, 28]);
-        assert_eq!(of(&[0, 25]), [0, 100]);
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.targets).finish()
     }
 }

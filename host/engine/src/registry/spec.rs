@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::bulkhead::{ConcurrencyLimit, RateLimit};
+use crate::circuit::CircuitConfig;
+use crate::health::HealthConfig;
 
 /// What a target is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, serde::Deserialize)]
@@ -58,6 +60,17 @@ pub struct TargetSpec {
     pub health_interval: Option<Duration>,
     /// The time a probe may take. More than zero, at most 24 h. Default: the registry's.
     pub health_timeout: Option<Duration>,
+    /// The time to the next probe while the answers are changing. More than zero, at most 24 h. Default: the
+    /// registry's.
+    pub health_fast_interval: Option<Duration>,
+    /// Good probes in a row that make it healthy again. Default: the registry's.
+    pub health_rise: Option<NonZeroU32>,
+    /// Bad probes in a row that make it unhealthy. Default: the registry's.
+    pub health_fall: Option<NonZeroU32>,
+    /// Its circuit. Default: the registry's.
+    pub circuit: Option<Arc<CircuitConfig>>,
+    /// How long it takes to its full weight after a recovery, up to 24 h. Default: the registry's.
+    pub slow_start: Option<Duration>,
     /// Higher is preferred. Default: 0.
     pub priority: i32,
     /// Its share among targets of the same priority. Default: 1.
@@ -93,6 +106,11 @@ impl TargetSpec {
             probed: true,
             health_interval: None,
             health_timeout: None,
+            health_fast_interval: None,
+            health_rise: None,
+            health_fall: None,
+            circuit: None,
+            slow_start: None,
             priority: 0,
             weight: NonZeroU32::MIN,
             trusted: false,
@@ -129,6 +147,30 @@ impl TargetSpec {
     /// Sets the time a probe may take.
     pub fn health_timeout(mut self, timeout: Duration) -> Self {
         self.health_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the time to the next probe while the answers are changing.
+    pub fn health_fast_interval(mut self, interval: Duration) -> Self {
+        self.health_fast_interval = Some(interval);
+        self
+    }
+
+    /// Sets how many good probes in a row make it healthy again, and how many bad ones unhealthy.
+    pub fn health_thresholds(mut self, rise: NonZeroU32, fall: NonZeroU32) -> Self {
+        (self.health_rise, self.health_fall) = (Some(rise), Some(fall));
+        self
+    }
+
+    /// Gives its circuit a configuration of its own.
+    pub fn circuit(mut self, config: CircuitConfig) -> Self {
+        self.circuit = Some(Arc::new(config));
+        self
+    }
+
+    /// Sets how long it takes to its full weight after a recovery.
+    pub fn slow_start(mut self, time: Duration) -> Self {
+        self.slow_start = Some(time);
         self
     }
 
@@ -177,6 +219,18 @@ impl TargetSpec {
                 Some(format!("{}/health", url.trim_end_matches('/')).into())
             }
             _ => None,
+        }
+    }
+
+    /// The health checks it gets: its own settings over the registry's.
+    pub(crate) fn health_checks(&self, base: &HealthConfig) -> HealthConfig {
+        HealthConfig {
+            interval: self.health_interval.unwrap_or(base.interval),
+            timeout: self.health_timeout.unwrap_or(base.timeout),
+            fast_interval: self.health_fast_interval.unwrap_or(base.fast_interval),
+            rise: self.health_rise.map_or(base.rise, NonZeroU32::get),
+            fall: self.health_fall.map_or(base.fall, NonZeroU32::get),
+            ..base.clone()
         }
     }
 

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -9,19 +9,33 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::bulkhead::{Bulkhead, Place};
-use super::{Observer, RegistryConfig, TargetChange, TargetSpec};
-use crate::circuit::{Circuit, CircuitState, Gate, Ticket, Transition, Verdict};
+use super::{Observer, RegistryConfig, Snapshot, TargetChange, TargetSpec};
+use crate::circuit::{
+    Circuit, CircuitConfig, CircuitState, Gate, OpenCause, Ticket, Transition, Verdict,
+};
 use crate::failure::Failure;
-use crate::health::{Health, HealthStatus};
+use crate::health::{Health, HealthConfig, HealthStatus};
 use crate::random::Random;
 
 /// What the targets of one registry have in common.
 pub(super) struct Shared {
+    /// Where the other targets of a group are found. Weak: they hold this.
+    pub(super) snapshot: Weak<ArcSwap<Snapshot>>,
+    /// Held while a circuit opens where only a share of a group may.
+    pub(super) ejecting: Mutex<()>,
+    /// Counts every change to how any target stands.
+    pub(super) standings: AtomicU64,
     pub(super) epoch: Instant,
     pub(super) epoch_wall: SystemTime,
     pub(super) config: ArcSwap<RegistryConfig>,
     pub(super) observer: Option<Arc<dyn Observer>>,
     pub(super) random: Random,
+}
+
+impl Shared {
+    pub(super) fn standing_changed(&self) {
+        self.standings.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// One target: what is known of it, and how it stands.
@@ -226,31 +240,43 @@ impl Target {
         }
     }
 
-    pub(super) fn availability(&self, config: &RegistryConfig, now: Instant) -> Availability {
-        match (
-            self.state.circuit.gate(&config.circuit, now),
-            self.health().is_unhealthy(),
-        ) {
+    fn circuit_config<'a>(&'a self, config: &'a RegistryConfig) -> &'a CircuitConfig {
+        self.spec.circuit.as_deref().unwrap_or(&config.circuit)
+    }
+
+    fn availability(&self, config: &RegistryConfig, now: Instant) -> Availability {
+        self.outlook(config, now).0
+    }
+
+    /// What it is good for, and when that changes with nothing but time.
+    pub(super) fn outlook(
+        &self,
+        config: &RegistryConfig,
+        now: Instant,
+    ) -> (Availability, Option<Instant>) {
+        let (gate, until) = self.state.circuit.outlook(self.circuit_config(config), now);
+        let availability = match (gate, self.health().is_unhealthy()) {
             (Gate::Free, false) => Availability::Ready,
             (Gate::Probe, false) => Availability::Probe,
             (Gate::Free, true) => Availability::Doubtful,
             (Gate::Probe, true) => Availability::DoubtfulProbe,
             (Gate::Shut, _) => Availability::Shut,
-        }
+        };
+        (availability, until)
     }
 
-    /// Its weight in thousandths, smaller for a while after a recovery. Never 0.
-    pub(super) fn present_weight(&self, config: &RegistryConfig, now: Instant) -> u64 {
-        let full = u64::from(self.spec.weight.get()) * 1000;
+    /// The share of its weight it has now, in thousandths, less than all for a while after a recovery; and
+    /// how long that while is in all, until it is over. Never 0.
+    pub(super) fn ramp(&self, config: &RegistryConfig, now: Instant) -> (u64, Option<Duration>) {
         let recovered = self.state.recovered_at.load(Ordering::Relaxed);
-        let window = config.balance.slow_start.as_nanos();
-        if recovered == 0 || window == 0 {
-            return full;
-        }
+        let slow_start = self.spec.slow_start.unwrap_or(config.balance.slow_start);
         let elapsed = u128::from(self.state.stamp(now).saturating_sub(recovered));
-        let ramped = (elapsed * 1000 / window).min(1000) as u64;
-        let share = ramped.max(u64::from(config.balance.slow_start_floor_percent) * 10);
-        u64::from(self.spec.weight.get()) * share
+        if recovered == 0 || elapsed >= slow_start.as_nanos() {
+            return (1000, None);
+        }
+        let ramped = (elapsed * 1000 / slow_start.as_nanos()) as u64;
+        let floor = u64::from(config.balance.slow_start_floor_percent) * 10;
+        (ramped.max(floor), Some(slow_start))
     }
 
     /// Asks the circuit for a request, or, `forced`, for the one request it allows when no other target
@@ -267,13 +293,16 @@ impl Target {
         let circuit = &self.state.circuit;
         let admitted = match (self.is_draining(), forced) {
             (true, _) => None,
-            (false, true) => circuit.force(&config.circuit, now),
-            (false, false) => circuit.admit(&config.circuit, now),
+            (false, true) => circuit.force(self.circuit_config(config), now),
+            (false, false) => circuit.admit(self.circuit_config(config), now),
         };
         let Some((ticket, transition)) = admitted else {
             self.leave();
             return None;
         };
+        if ticket.is_probe() {
+            self.state.shared.standing_changed();
+        }
         let permit = Permit {
             target: self.clone(),
             ticket,
@@ -302,10 +331,24 @@ impl Target {
         self.state.health.version()
     }
 
+    /// How it is probed.
+    pub(crate) fn health_checks(&self) -> HealthConfig {
+        self.spec
+            .health_checks(&self.state.shared.config.load().health)
+    }
+
+    /// Whether its last probes do not agree with what health checks say of it: it may be about to change.
+    pub(crate) fn is_turning(&self) -> bool {
+        self.state.health.is_turning()
+    }
+
     /// A probe's result. Ignored where what is probed has changed since it started.
     pub(crate) fn probed(&self, version: u64, well: bool, now: Instant) {
-        let config = self.state.shared.config.load();
-        let change = self.state.health.record(version, well, &config.health, now);
+        let checks = self.health_checks();
+        let change = self.state.health.record(version, well, &checks, now);
+        if change.is_some() {
+            self.state.shared.standing_changed();
+        }
         if self.is_draining() {
             return;
         }
@@ -325,6 +368,7 @@ impl Target {
     /// Forgets what health checks said: they look elsewhere from now on, or have ended.
     pub(crate) fn forget_health(&self, now: Instant) {
         let was_unhealthy = self.state.health.reset();
+        self.state.shared.standing_changed();
         if was_unhealthy && !self.is_draining() {
             self.tell(&TargetChange::Up);
             self.check_recovered(now);
@@ -347,6 +391,7 @@ impl Target {
         if since != 0 {
             let stamp = self.state.stamp(now);
             self.state.recovered_at.store(stamp, Ordering::Relaxed);
+            self.state.shared.standing_changed();
             self.tell(&TargetChange::Recovered {
                 after: Duration::from_nanos(stamp.saturating_sub(since)),
             });
@@ -381,18 +426,57 @@ impl Target {
         }
     }
 
-    fn settle(&self, ticket: &Ticket, verdict: Option<Verdict>, now: Instant) -> bool {
+    fn settle(&self, ticket: &Ticket, result: Option<Verdict>, now: Instant) -> bool {
         let shared = &self.state.shared;
         let config = shared.config.load();
-        let (counted, transition) =
-            self.state
-                .circuit
-                .settle(ticket, verdict, &config.circuit, now, &*shared.random);
+        let (counted, transition) = self.state.circuit.settle(
+            ticket,
+            result,
+            self.circuit_config(&config),
+            now,
+            &*shared.random,
+            |cause| self.leave_to_open(&config, cause),
+        );
         drop(config);
+        if transition.is_some() || ticket.is_probe() {
+            shared.standing_changed();
+        }
         if let Some(transition) = transition {
             self.report(transition, now);
         }
         counted
+    }
+
+    /// Whether its circuit may open, in view of those of its group that are not closed. What is returned is
+    /// kept until it is open, so that two at the same moment do not take the same place.
+    fn leave_to_open(
+        &self,
+        config: &RegistryConfig,
+        cause: OpenCause,
+    ) -> Option<Option<MutexGuard<'_, ()>>> {
+        let most = usize::from(config.balance.max_ejected_percent);
+        let only_slow = cause == OpenCause::SlowRate;
+        if most >= 100 && !only_slow {
+            return Some(None);
+        }
+        let shared = &self.state.shared;
+        // Without the registry there is no group.
+        let Some(snapshot) = shared.snapshot.upgrade() else {
+            return Some(None);
+        };
+        let guard = shared
+            .ejecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let snapshot = snapshot.load();
+        let group = snapshot.group(&self.spec.group);
+        let others = group
+            .iter()
+            .filter(|other| !other.is_same(self) && other.circuit() != CircuitState::Closed)
+            .count();
+        let within = others == 0 || (others + 1) * 100 <= most * group.len();
+        let last = others + 1 >= group.len();
+        (within && !(only_slow && last)).then_some(Some(guard))
     }
 }
 
@@ -446,10 +530,22 @@ impl Permit {
         Ok(())
     }
 
+    fn verdict(&self, latency: Duration) -> Verdict {
+        let config = self.target.state.shared.config.load();
+        let slow_after = self.target.circuit_config(&config).slow_after;
+        match slow_after {
+            Some(slow) if latency >= slow => Verdict::Slow,
+            _ => Verdict::Well,
+        }
+    }
+
     /// The target answered well, after `latency`.
     pub fn succeeded(mut self, now: Instant, latency: Duration) {
         self.settled = true;
-        if self.target.settle(&self.ticket, Some(Verdict::Well), now) {
+        if self
+            .target
+            .settle(&self.ticket, Some(self.verdict(latency)), now)
+        {
             let mean = &self.target.state.latency;
             let newest = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
             let old = mean.load(Ordering::Relaxed);

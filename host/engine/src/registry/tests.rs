@@ -1,5 +1,7 @@
 use super::*;
 
+mod balance;
+
 use std::cell::Cell;
 use std::num::NonZeroU32;
 
@@ -323,6 +325,14 @@ fn recovery_brings_the_load_back_to_the_primary() {
         .unwrap()
         .permit
         .succeeded(bench.now.get(), Duration::from_millis(1));
+    // Not all at once: the one that has just recovered would bear more than its share of a herd.
+    let ramp: Vec<i64> = [0, 10, 10, 3]
+        .map(|seconds| {
+            bench.advance(seconds);
+            bench.shares(&["primary", "backup"])[0]
+        })
+        .to_vec();
+    assert!(about(&ramp, &[14, 46, 93, 100]), "{ramp:?}");
     assert_eq!(bench.shares(&["primary", "backup"]), [100, 0]);
 
     let open = TargetChange::CircuitOpened {

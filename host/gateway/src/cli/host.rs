@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use backstop::config::{Config, Diagnostic, Service, Transport};
-use backstop::health::{HttpProber, Prober};
+use backstop::health::{Prober, UrlProber};
 use backstop::registry::Target;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, Failure, assemble};
@@ -102,7 +102,7 @@ impl Host {
             .iter()
             .filter(|service| service.health_url.is_some());
         Ok(Arc::new(Probers {
-            http: HttpProber::new().context("the client of the health checks")?,
+            url: UrlProber::new().context("the client of the health checks")?,
             by_url: by_url.map(|service| service.name.as_str().into()).collect(),
             mcp: Box::new(self.gateway.prober()),
         }))
@@ -225,7 +225,7 @@ fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
 }
 
 struct Probers {
-    http: HttpProber,
+    url: UrlProber,
     by_url: Vec<Arc<str>>,
     mcp: Box<dyn Prober>,
 }
@@ -237,7 +237,7 @@ impl Prober for Probers {
 
     fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
         if self.by_url.contains(&target.name) {
-            self.http.probe(target)
+            self.url.probe(target)
         } else {
             self.mcp.probe(target)
         }

@@ -39,19 +39,12 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         return Ok(ExitCode::from(USAGE));
     }
     let engine = host.gateway.engine();
-    let checker = host
-        .config
-        .health
-        .enabled
-        .then(|| host.prober())
-        .transpose()?;
-    let _checks = checker.map(|prober| {
-        HealthChecker::spawn(
-            engine.registry().clone(),
-            prober,
-            backstop::random::from_os(),
-        )
-    });
+    // Where health checks are off for all, a target may have some of its own.
+    let _checks = HealthChecker::spawn(
+        engine.registry().clone(),
+        host.prober()?,
+        backstop::random::from_os(),
+    );
 
     let gateway = host.gateway.clone();
     let served = async {

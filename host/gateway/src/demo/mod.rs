@@ -3,6 +3,7 @@
 //! Nothing here is scripted output: every line is an event of the engine or a field of an outcome. A
 //! call that does not end as it should fails the demo.
 
+mod cycle;
 mod scenes;
 mod server;
 mod story;
@@ -91,6 +92,13 @@ pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
         calls.push((scene, called));
     }
 
+    settle(&host.gateway, &mut primary, &mut secondary, &mut events).await?;
+    let way_round = cycle::run(&host.gateway, &primary, &mut events).await;
+    let way_round = way_round.unwrap_or_else(|surprise| {
+        surprises.push(format!("way-round: {surprise}"));
+        Vec::new()
+    });
+
     let count = |outcome| {
         calls
             .iter()
@@ -110,9 +118,14 @@ pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
             })
         });
         let summary = json!({ "calls": calls.len(), "saved": saved, "failed_clean": failed_clean, "lost": lost });
-        let document = json!({ "calls": list.collect::<Vec<_>>(), "summary": summary });
+        let document = json!({
+            "calls": list.collect::<Vec<_>>(),
+            "way_round": cycle::as_json(&way_round),
+            "summary": summary,
+        });
         terminal::say(&serde_json::to_string_pretty(&document)?);
     } else {
+        cycle::print(&way_round);
         terminal::say(&format!(
             "\n{} calls: {} answered at once, {saved} saved, {failed_clean} failed cleanly, {lost} lost.",
             calls.len(),

@@ -98,6 +98,64 @@ fn urls_are_http() {
 }
 
 #[test]
+fn a_health_url_may_be_an_address_to_connect_to() {
+    let loaded = parse(&format!("{SERVICE}health_url = 'tcp://localhost:1'\n"));
+    assert_eq!(loaded.diagnostics, []);
+    for bad in [
+        "tcp://localhost",
+        "tcp://localhost:1/x",
+        "tcp://u@localhost:1",
+    ] {
+        error(
+            &format!("health_url = '{bad}'\n"),
+            (4, 14, "service[0].health_url"),
+            "with a host and a port",
+            "tcp://example.com:8443",
+        );
+    }
+    error(
+        "[[service]]\nname = 'b'\nurl = 'tcp://localhost:1'\n",
+        (6, 7, "service[1].url"),
+        "not an address to connect to",
+        "https://example.com/mcp",
+    );
+}
+
+#[test]
+fn what_a_target_has_of_its_own_is_checked_like_what_all_have() {
+    error(
+        "health = { interval = 0 }\n",
+        (4, 23, "service[0].health.interval"),
+        "0",
+        "1ms",
+    );
+    error(
+        "[service.circuit]\nopen_for = '6m'\n",
+        (5, 12, "service[0].circuit.open_for"),
+        "max_open is shorter than open_for",
+        "at least as long",
+    );
+    error(
+        "circuit = { max_ejected = 0.5 }\n",
+        (4, 13, "service[0].circuit.max_ejected"),
+        "unknown key",
+        "Remove it",
+    );
+    error(
+        "[circuit]\nmax_ejected = 0\n",
+        (5, 15, "circuit.max_ejected"),
+        "0 is not from 0.01 to 1",
+        "0.01",
+    );
+    error(
+        "[health]\njitter = 0.6\n",
+        (5, 10, "health.jitter"),
+        "0.6 is not from 0 to 0.5",
+        "0.5",
+    );
+}
+
+#[test]
 fn names_are_unique_across_services_and_models() {
     let second = "[[service]]\nname = 'ok'\nurl = 'http://b'\n";
     error(

@@ -213,13 +213,13 @@ fn numbers_out_of_range_are_shown_with_the_range() {
         "[health]\ninterval = '-5s'\n",
         (5, 12, "health.interval"),
         "-5s is not from 1ms",
-        "8760h",
+        "24h",
     );
     error(
         "[health]\ninterval = -5\n",
         (5, 12, "health.interval"),
         "-5 s is not from 1ms",
-        "8760h",
+        "24h",
     );
     error(
         "[health]\ntimeout = 0\n",

@@ -83,6 +83,17 @@ fn every_key_is_read() {
         (seconds(7200), 0.25)
     );
     assert_eq!(
+        (config.circuit.slow_after, config.circuit.max_ejected),
+        (Some(seconds(20)), 0.5)
+    );
+    let own = &config.services[0].policies;
+    assert_eq!(
+        (own.health.interval, own.circuit.max_open),
+        (Some(seconds(10)), Some(seconds(60)))
+    );
+    assert_eq!(config.models[0].policies.circuit.jitter, Some(1.0));
+    assert_eq!(config.services[1].policies, TargetPolicies::default());
+    assert_eq!(
         (
             config.budget.reserve_per_second,
             config.deadline.attempt_max
