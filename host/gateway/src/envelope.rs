@@ -18,14 +18,14 @@ use serde_json::value::RawValue;
 pub struct Json(Bytes);
 
 impl Json {
-    /// Checks that the bytes are one JSON value.
+    /// Checks that the bytes are one JSON value; white space around it is left out.
     ///
     /// # Errors
     /// What the JSON parser says.
     pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
         let bytes = bytes.into();
-        let _: &RawValue = serde_json::from_slice(&bytes)?;
-        Ok(Self(bytes))
+        let value: &RawValue = serde_json::from_slice(&bytes)?;
+        Ok(Self::slice(&bytes, value))
     }
 
     /// Makes text from a value.
@@ -434,6 +434,11 @@ mod tests {
         }
         let batch = answer(r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#);
         assert!(String::from_utf8_lossy(&batch).contains("batches"));
+    }
+
+    #[test]
+    fn white_space_around_a_value_is_no_part_of_it() {
+        assert_eq!(Json::parse(" {} \n").unwrap(), Json::parse("{}").unwrap());
     }
 
     #[test]

@@ -181,8 +181,14 @@ impl Exchange for McpExchange {
                     "the error it answered is no JSON-RPC error",
                 ),
             },
-            Err(error @ UpstreamError::Transport { fault, .. }) => {
-                transport(fault_of(*fault), &chain(error))
+            Err(
+                error @ UpstreamError::Transport {
+                    fault, retry_after, ..
+                },
+            ) => {
+                let mut failure = transport(fault_of(*fault), &chain(error))?;
+                failure.retry_after = *retry_after;
+                Some(failure)
             }
             Err(UpstreamError::Http {
                 status,

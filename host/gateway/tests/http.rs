@@ -47,8 +47,12 @@ async fn forgetful(State(state): State<Forgetful>, headers: HeaderMap, body: Str
         }
         "tools/list" => answer(
             "result",
-            r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0}]}"#,
+            r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0},{"name":"cut","inputSchema":{}}]}"#,
         ),
+        "tools/call" if message["params"]["name"] == "cut" => {
+            let stream = "retry: 700\n\ndata: {\"jsonrpc\":\"2.0\",";
+            ([("content-type", "text/event-stream")], stream).into_response()
+        }
         "tools/call" => {
             let call = state.calls.fetch_add(1, Ordering::SeqCst) + 1;
             let session: u32 = headers["mcp-session-id"].to_str().unwrap().parse().unwrap();
@@ -96,6 +100,23 @@ async fn a_tools_own_error_arrives_byte_for_byte() {
         wire.line()
             .await
             .contains(r#"{"name":"odd","inputSchema":{},"vendor" : 1.0}"#)
+    );
+    gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_no_answer_and_its_server_is_left_alone_as_long_as_it_asked() {
+    let (url, _) = odd_server().await;
+    let gateway = gateway(vec![http("odd", &url)]);
+    let mut wire = Wire::to(&gateway);
+    let answer = wire
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"cut"}}"#)
+        .await;
+    assert_eq!(answer["error"]["code"], -31002, "{answer}");
+    let cause = &answer["error"]["data"]["cause"];
+    assert_eq!(
+        (&cause["kind"], &cause["ambiguous"], &cause["retry_after"]),
+        (&json!("StreamInterrupted"), &json!(true), &json!(0.7))
     );
     gateway.shut_down().await;
 }

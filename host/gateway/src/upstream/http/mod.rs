@@ -253,21 +253,13 @@ impl Http {
     }
 
     /// A broken handshake leaves nothing undone: the request itself was not sent.
-    fn unsent(error: UpstreamError) -> UpstreamError {
-        match error {
-            UpstreamError::Transport {
-                service,
-                fault: Fault::Reset | Fault::Eof,
-                message,
-                source,
-            } => UpstreamError::Transport {
-                service,
-                fault: Fault::NotSent,
-                message,
-                source,
-            },
-            error => error,
+    fn unsent(mut error: UpstreamError) -> UpstreamError {
+        if let UpstreamError::Transport { fault, .. } = &mut error
+            && matches!(fault, Fault::Reset | Fault::Eof)
+        {
+            *fault = Fault::NotSent;
         }
+        error
     }
 
     async fn exchange(

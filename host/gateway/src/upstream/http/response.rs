@@ -82,13 +82,15 @@ impl Http {
                         return Ok(answer);
                     }
                 }
-                match response.chunk().await.map_err(|error| self.fault(error))? {
+                let chunk = response.chunk().await;
+                match chunk.map_err(|error| self.fault(error).come_back_after(events.retry()))? {
                     Some(chunk) => events.feed(&chunk).map_err(|error| {
                         UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
                     })?,
                     None => {
                         let text = "the stream ended before the answer";
-                        return Err(UpstreamError::fault(&self.service, Fault::Eof, text));
+                        let error = UpstreamError::fault(&self.service, Fault::Eof, text);
+                        return Err(error.come_back_after(events.retry()));
                     }
                 }
             }
