@@ -191,6 +191,14 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// The code of an error.
+    pub(crate) fn error_code(&self) -> Option<i64> {
+        match self {
+            Self::Result(_) => None,
+            Self::Error(error) => error.member("code")?.read().ok(),
+        }
+    }
+
     /// The result or the error object, as it came.
     pub fn as_bytes(&self) -> &[u8] {
         match self {

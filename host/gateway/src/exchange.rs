@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use backstop::call::{Attempt, Degraded, RepeatSafety};
 use backstop::detect::{Detector, Signal, TransportFault};
+use backstop::mcp::rpc;
 use backstop::operation::OperationRules;
 use backstop::{Exchange, Failure, Retained};
 use bytes::Bytes;
@@ -142,6 +143,12 @@ impl Exchange for McpExchange {
                 &alive,
             )
             .await?;
+        // The tool is gone, or its description is another one: what is known of the tools is old.
+        if &*request.method == "tools/call"
+            && let Some(rpc::METHOD_NOT_FOUND | rpc::HEADER_MISMATCH) = payload.error_code()
+        {
+            self.catalog.doubt_tools(&upstream.spec.group);
+        }
         Ok(McpAnswer::new(payload))
     }
 

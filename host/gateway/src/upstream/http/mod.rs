@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
@@ -113,6 +114,11 @@ impl Http {
                 Err(UpstreamError::SessionExpired {
                     service: self.service.clone(),
                 })
+            }
+            // It speaks another version now: whoever is asked next agrees on one anew.
+            Ok(answer) if answer.error_code() == Some(rpc::UNSUPPORTED_PROTOCOL_VERSION) => {
+                self.forget(&session);
+                Ok(answer)
             }
             outcome => outcome,
         }
