@@ -195,7 +195,7 @@ pub fn config(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
-    let env = |name: &str| (name.len() % 2 == 0).then(|| format!("[{name}]"));
+    let env = |name: &str| name.len().is_multiple_of(2).then(|| format!("[{name}]"));
     let loaded = Config::parse(text, Path::new("backstop.toml"), &env);
     let lines = text.split('\n').count();
     for diagnostic in &loaded.diagnostics {
