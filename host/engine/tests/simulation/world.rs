@@ -200,7 +200,7 @@ impl World {
             },
             3 => {
                 let words = ["the disk is full", "too many requests", "HTTP 503"];
-                (Bad::Tool(*chance.one_of(&words)), by_chance)
+                (Bad::Tool(chance.one_of::<&str>(&words)), by_chance)
             }
             _ => {
                 let mut failure = Failure::new(chance.one_of(Kind::WELL_KNOWN).clone(), "");
