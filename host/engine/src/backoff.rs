@@ -399,31 +399,57 @@ mod tests {
 
     #[test]
     fn jitter_is_spread_evenly() {
-        let backoff = Backoff::exponential(ms(1000), 2.0, ms(1000)).unwrap();
+        let exponential = Backoff::exponential(ms(1000), 2.0, ms(60_000)).unwrap();
+        let list = Backoff::list([ms(500), ms(4000)]).unwrap();
+        let fixed = Backoff::fixed(ms(4000)).unwrap();
         let mut rng = seeded(42);
-        for (jitter, low, high) in [
-            (Jitter::Full, 0.0, 1.0),
-            (Jitter::Equal, 0.5, 1.0),
-            (Jitter::Decorrelated, 1.0, 1.0),
-        ] {
-            let backoff = backoff.clone().with_jitter(jitter);
-            let mut tenths = [0_u32; 10];
-            for _ in 0..10_000 {
-                let seconds = backoff.delay(0, None, &mut rng).as_secs_f64();
-                assert!((low..=high).contains(&seconds), "{jitter:?} {seconds}");
-                if high > low {
-                    let tenth = ((seconds - low) / (high - low) * 10.0) as usize;
-                    tenths[tenth.min(9)] += 1;
+        // Each kind of schedule has 4 s before its third retry; the first delay is 1, 0.5 and 4 s.
+        for (backoff, first) in [(exponential, 1.0), (list, 0.5), (fixed, 4.0)] {
+            for (jitter, low, high) in [
+                (Jitter::Full, 0.0_f64, 4.0_f64),
+                (Jitter::Equal, 2.0, 4.0),
+                // After a delay of 3 s; never beyond the cap.
+                (Jitter::Decorrelated, first, 9.0),
+            ] {
+                let backoff = backoff.clone().with_jitter(jitter);
+                let cap = backoff.cap().as_secs_f64();
+                let mut tenths = [0_u32; 10];
+                let mut at_cap = 0;
+                for _ in 0..10_000 {
+                    let delay = backoff.delay(2, Some(ms(3000)), &mut rng);
+                    let seconds = delay.as_secs_f64();
+                    assert!(
+                        (low..=high.min(cap)).contains(&seconds),
+                        "{jitter:?} {seconds}"
+                    );
+                    if seconds >= cap {
+                        at_cap += 1;
+                    } else {
+                        let tenth = ((seconds - low) / (high - low) * 10.0) as usize;
+                        tenths[tenth.min(9)] += 1;
+                    }
                 }
-            }
-            if high > low {
-                // 1000 expected, standard deviation 30.
+                // What the cap cut off is at the cap; the rest is even. 1000 are expected in a tenth,
+                // standard deviation 30.
+                let whole = ((cap - low) / (high - low) * 10.0).floor() as usize;
+                for tenth in tenths.iter().take(whole.min(10)) {
+                    assert!((850..1150).contains(tenth), "{jitter:?} {tenths:?}");
+                }
+                let beyond = ((high - cap) / (high - low)).clamp(0.0, 1.0) * 10_000.0;
                 assert!(
-                    tenths.iter().all(|n| (850..1150).contains(n)),
-                    "{jitter:?} {tenths:?}"
+                    (f64::from(at_cap) - beyond).abs() < 250.0,
+                    "{jitter:?} {at_cap} {beyond}"
                 );
             }
         }
+    }
+
+    fn any_backoff() -> impl Strategy<Value = Backoff> {
+        let delay = || (1_u64..u64::MAX / 4).prop_map(Duration::from_nanos);
+        let fixed = delay().prop_map(|delay| Backoff::fixed(delay).unwrap());
+        let list = proptest::collection::vec(delay(), 1..12)
+            .prop_map(|delays| Backoff::list(delays).unwrap());
+        prop_oneof![any_exponential(), fixed, list]
     }
 
     fn any_exponential() -> impl Strategy<Value = Backoff> {
@@ -447,7 +473,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_delay_exceeds_the_cap_nor_its_base(
-            backoff in any_exponential(), jitter in any_jitter(), retry in any::<u32>(),
+            backoff in any_backoff(), jitter in any_jitter(), retry in any::<u32>(),
             previous in proptest::option::of(any::<u64>()), random in any::<u64>(),
         ) {
             let backoff = backoff.with_jitter(jitter);
@@ -469,6 +495,45 @@ mod tests {
         ) {
             prop_assert!(backoff.base(retry) <= backoff.base(retry + 1));
             prop_assert!(backoff.base(retry) <= backoff.cap());
+        }
+
+        #[test]
+        fn throttling_keeps_at_least_half_of_what_full_jitter_would_draw_from(
+            backoff in any_backoff(), jitter in any_jitter(), retry in any::<u32>(), random in any::<u64>(),
+        ) {
+            let backoff = backoff.with_jitter(jitter);
+            let delay = backoff.throttled_delay(retry, None, &mut || random);
+            let floor = if jitter == Jitter::Decorrelated { backoff.base(0) } else { backoff.base(retry) / 2 };
+            prop_assert!(delay >= floor.min(backoff.cap()) && delay <= backoff.cap());
+        }
+
+        #[test]
+        fn a_larger_draw_never_gives_a_shorter_delay(
+            backoff in any_backoff(), jitter in any_jitter(), retry in any::<u32>(),
+            previous in proptest::option::of(any::<u64>()), draws in any::<(u64, u64)>(),
+        ) {
+            let backoff = backoff.with_jitter(jitter);
+            let previous = previous.map(Duration::from_nanos);
+            let (low, high) = (draws.0.min(draws.1), draws.0.max(draws.1));
+            let delay = |random| backoff.delay(retry, previous, &mut || random);
+            prop_assert!(delay(low) <= delay(high));
+        }
+
+        #[test]
+        fn a_fixed_delay_is_the_same_before_every_retry(delay in 1_u64..u64::MAX, retry in any::<u32>()) {
+            let delay = Duration::from_nanos(delay);
+            prop_assert_eq!(Backoff::fixed(delay).unwrap().base(retry), delay);
+        }
+
+        #[test]
+        fn a_list_is_followed_to_its_end_and_stays_there(
+            delays in proptest::collection::vec(0_u64..u64::MAX, 1..20), retry in any::<u32>(),
+        ) {
+            let delays: Vec<_> = delays.into_iter().map(Duration::from_nanos).collect();
+            let backoff = Backoff::list(delays.clone()).unwrap();
+            let at = (retry as usize).min(delays.len() - 1);
+            prop_assert_eq!(backoff.base(retry), delays[at]);
+            prop_assert_eq!(backoff.cap(), *delays.iter().max().unwrap());
         }
 
         #[test]

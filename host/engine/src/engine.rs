@@ -109,26 +109,27 @@ impl Shared {
 /// One budget per group. Groups come and go with the configuration, so the table is small and read far
 /// more often than written.
 struct Budgets {
-    /// What the budget of a new group is made after.
-    model: RetryBudget,
+    /// What groups without targets share, and what the budget of a new group is made after.
+    nowhere: Arc<RetryBudget>,
     table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
     writing: Mutex<()>,
 }
 
 impl Budgets {
-    /// A group that is unknown gets a budget that is not kept: names may come from outside.
+    /// A group without targets gets no budget of its own, since names may come from outside, and yet is
+    /// held to one: its calls may fall back to another group's operation.
     fn of(&self, group: &Arc<str>, is_unknown: impl FnOnce() -> bool) -> Arc<RetryBudget> {
         if let Some(budget) = self.table.load().get(group) {
             return budget.clone();
         }
         if is_unknown() {
-            return Arc::new(self.model.renewed(Instant::now()));
+            return self.nowhere.clone();
         }
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());
         let budget = table
             .entry(group.clone())
-            .or_insert_with(|| Arc::new(self.model.renewed(Instant::now())))
+            .or_insert_with(|| Arc::new(self.nowhere.renewed(Instant::now())))
             .clone();
         self.table.store(Arc::new(table));
         budget
@@ -295,7 +296,7 @@ impl EngineBuilder {
         {
             return Err(BuildError::ZeroDeadline);
         }
-        let model = RetryBudget::new(self.budget, Instant::now())?;
+        let nowhere = Arc::new(RetryBudget::new(self.budget, Instant::now())?);
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
         let random = self.random.unwrap_or_else(random::from_os);
@@ -327,7 +328,7 @@ impl EngineBuilder {
                 ids: AtomicU64::new(1),
                 answer_times: AnswerTimes::default(),
                 budgets: Budgets {
-                    model,
+                    nowhere,
                     table: ArcSwap::default(),
                     writing: Mutex::new(()),
                 },

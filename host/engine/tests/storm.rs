@@ -8,25 +8,29 @@ use std::time::Duration;
 
 use backstop::budget::BudgetPolicy;
 use backstop::{Call, Engine, Failure, Kind};
-use common::{Reply, Script, build, request, rule};
+use common::{Reply, Script, build, request, rule, switch_always};
 use tokio::task::JoinSet;
 
 const SECONDS: u64 = 60;
 const CALLS_PER_SECOND: u64 = 1000;
 
 /// Every target throttles (which opens no circuit, so only the budget holds), every call wants three
-/// retries: how many attempts reach the target for each call.
-async fn attempts_per_call(budget: BudgetPolicy) -> f64 {
+/// retries of each target: how many attempts reach the targets for each call.
+async fn attempts_per_call(budget: BudgetPolicy, targets: &[&str]) -> f64 {
     let throttled = Failure::new(Kind::TOO_MANY_REQUESTS, "no");
-    let script = Arc::new(Script::default().on("a", [Reply::Bad(throttled)]));
-    let three_retries = rule("retry", 1, |situation| {
+    let all_throttle = |script: Script, target: &&str| {
+        let reply = Reply::Bad(throttled.clone());
+        script.on(target, [reply])
+    };
+    let script = Arc::new(targets.iter().fold(Script::default(), all_throttle));
+    let three_retries = rule("retry", 2, |situation| {
         let delay = Some(Duration::from_millis(100));
         (situation.retries < 3).then_some(backstop::strategy::Action::Retry { delay })
     });
     let engine = build(
         Engine::builder().budget(budget),
-        &["a"],
-        vec![three_retries],
+        targets,
+        vec![three_retries, switch_always(1)],
     );
     let mut calls = JoinSet::new();
     for _ in 0..SECONDS * CALLS_PER_SECOND {
@@ -49,11 +53,16 @@ async fn attempts_per_call(budget: BudgetPolicy) -> f64 {
 
 #[tokio::test(start_paused = true)]
 async fn a_storm_is_not_multiplied() {
-    let with_budget = attempts_per_call(BudgetPolicy::default()).await;
+    let with_budget = attempts_per_call(BudgetPolicy::default(), &["a"]).await;
     // 20 % of the calls, and the reserve of 10 a second beside 1000 calls a second.
     assert!(
         (1.0..=1.2 + 0.013).contains(&with_budget),
         "{with_budget} attempts a call"
+    );
+    let three_targets = attempts_per_call(BudgetPolicy::default(), &["a", "b", "c"]).await;
+    assert!(
+        (1.0..=1.2 + 0.013).contains(&three_targets),
+        "{three_targets} attempts a call, retries and switches together"
     );
 
     let generous = BudgetPolicy::Ratio {
@@ -61,6 +70,6 @@ async fn a_storm_is_not_multiplied() {
         reserve_per_second: 100_000,
         ratio: 10.0,
     };
-    let without = attempts_per_call(generous).await;
+    let without = attempts_per_call(generous, &["a"]).await;
     assert!(without > 3.99, "the plain loop makes four: {without}");
 }

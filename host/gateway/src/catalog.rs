@@ -73,6 +73,8 @@ impl Section {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Listing {
     items: Vec<(String, Json)>,
+    /// A server has shown that it is out of date.
+    doubted: bool,
     safety: HashMap<String, RepeatSafety>,
 }
 
@@ -139,6 +141,20 @@ impl Catalog {
 
     pub(crate) fn knows(&self, group: &Arc<str>, section: Section) -> bool {
         self.lists().contains_key(&(group.clone(), section))
+    }
+
+    /// Whether a list is known and nothing speaks against it.
+    pub(crate) fn is_current(&self, group: &Arc<str>, section: Section) -> bool {
+        let lists = self.lists();
+        let listing = lists.get(&(group.clone(), section));
+        listing.is_some_and(|listing| !listing.doubted)
+    }
+
+    /// Makes the list of tools be asked for again before the next call; until then it serves on.
+    pub(crate) fn doubt_tools(&self, group: &Arc<str>) {
+        if let Some(listing) = self.lists().get_mut(&(group.clone(), Section::Tools)) {
+            Arc::make_mut(listing).doubted = true;
+        }
     }
 
     /// Makes the lists be asked for again before they are used to find a way.

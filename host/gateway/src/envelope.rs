@@ -18,14 +18,14 @@ use serde_json::value::RawValue;
 pub struct Json(Bytes);
 
 impl Json {
-    /// Checks that the bytes are one JSON value.
+    /// Checks that the bytes are one JSON value; white space around it is left out.
     ///
     /// # Errors
     /// What the JSON parser says.
     pub fn parse(bytes: impl Into<Bytes>) -> Result<Self, serde_json::Error> {
         let bytes = bytes.into();
-        let _: &RawValue = serde_json::from_slice(&bytes)?;
-        Ok(Self(bytes))
+        let value: &RawValue = serde_json::from_slice(&bytes)?;
+        Ok(Self::slice(&bytes, value))
     }
 
     /// Makes text from a value.
@@ -191,6 +191,14 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// The code of an error.
+    pub(crate) fn error_code(&self) -> Option<i64> {
+        match self {
+            Self::Result(_) => None,
+            Self::Error(error) => error.member("code")?.read().ok(),
+        }
+    }
+
     /// The result or the error object, as it came.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
@@ -434,6 +442,11 @@ mod tests {
         }
         let batch = answer(r#"[{"jsonrpc":"2.0","id":1,"method":"ping"}]"#);
         assert!(String::from_utf8_lossy(&batch).contains("batches"));
+    }
+
+    #[test]
+    fn white_space_around_a_value_is_no_part_of_it() {
+        assert_eq!(Json::parse(" {} \n").unwrap(), Json::parse("{}").unwrap());
     }
 
     #[test]

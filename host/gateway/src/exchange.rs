@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use backstop::call::{Attempt, Degraded, RepeatSafety};
 use backstop::detect::{Detector, Signal, TransportFault};
+use backstop::mcp::rpc;
 use backstop::operation::OperationRules;
 use backstop::{Exchange, Failure, Retained};
 use bytes::Bytes;
@@ -142,6 +143,12 @@ impl Exchange for McpExchange {
                 &alive,
             )
             .await?;
+        // The tool is gone, or its description is another one: what is known of the tools is old.
+        if &*request.method == "tools/call"
+            && let Some(rpc::METHOD_NOT_FOUND | rpc::HEADER_MISMATCH) = payload.error_code()
+        {
+            self.catalog.doubt_tools(&upstream.spec.group);
+        }
         Ok(McpAnswer::new(payload))
     }
 
@@ -304,10 +311,16 @@ impl Exchange for McpExchange {
 /// What it means that a server gave no answer.
 pub(crate) fn classify_error(error: &UpstreamError, detector: &Detector) -> Failure {
     match error {
-        UpstreamError::Transport { fault, .. } => detector.detect(Signal::Transport {
-            fault: fault_of(*fault),
-            message: &chain(error),
-        }),
+        UpstreamError::Transport {
+            fault, retry_after, ..
+        } => {
+            let mut failure = detector.detect(Signal::Transport {
+                fault: fault_of(*fault),
+                message: &chain(error),
+            });
+            failure.retry_after = *retry_after;
+            failure
+        }
         UpstreamError::Http {
             status,
             headers,

@@ -3,8 +3,8 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -47,8 +47,12 @@ async fn forgetful(State(state): State<Forgetful>, headers: HeaderMap, body: Str
         }
         "tools/list" => answer(
             "result",
-            r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0}]}"#,
+            r#"{"tools":[{"name":"odd","inputSchema":{},"vendor" : 1.0},{"name":"cut","inputSchema":{}}]}"#,
         ),
+        "tools/call" if message["params"]["name"] == "cut" => {
+            let stream = "retry: 700\n\ndata: {\"jsonrpc\":\"2.0\",";
+            ([("content-type", "text/event-stream")], stream).into_response()
+        }
         "tools/call" => {
             let call = state.calls.fetch_add(1, Ordering::SeqCst) + 1;
             let session: u32 = headers["mcp-session-id"].to_str().unwrap().parse().unwrap();
@@ -79,6 +83,67 @@ async fn odd_server() -> (String, Forgetful) {
     (url, state)
 }
 
+/// A server of the era without sessions that counts what it is asked, and refuses tools by their names.
+async fn refusing_server() -> (String, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let answer = |State(asked): State<Arc<Mutex<Vec<String>>>>, body: String| async move {
+        let message: Value = serde_json::from_str(&body).unwrap();
+        let method = message["method"].as_str().unwrap().to_owned();
+        asked.lock().unwrap().push(method.clone());
+        let (key, value) = match (method.as_str(), message["params"]["name"].as_str()) {
+            ("server/discover", _) => (
+                "result",
+                json!({ "supportedVersions": ["2026-07-28"], "capabilities": { "tools": {} } }),
+            ),
+            ("tools/list", _) => {
+                let tools = ["-32601", "-32602", "-32020", "-32022"];
+                let tools = tools.map(|name| json!({ "name": name, "inputSchema": {} }));
+                ("result", json!({ "tools": tools }))
+            }
+            (_, code) => {
+                let code: i64 = code.unwrap().parse().unwrap();
+                ("error", json!({ "code": code, "message": "no" }))
+            }
+        };
+        let answer = json!({ "jsonrpc": "2.0", "id": message["id"], key: value });
+        ([("content-type", "application/json")], answer.to_string())
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let app = axum::Router::new()
+        .route("/", axum::routing::post(answer))
+        .with_state(asked.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (url, asked)
+}
+
+#[tokio::test]
+async fn what_a_refusal_says_is_out_of_date_is_asked_for_again() {
+    let (url, asked) = refusing_server().await;
+    let gateway = gateway(vec![http("odd", &url)]);
+    let mut wire = Wire::to(&gateway);
+    let mut call = async |tool: &str| {
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": tool } });
+        let answer = wire.ask(&call.to_string()).await;
+        assert_eq!(answer["error"]["code"].to_string(), tool, "{answer}");
+        std::mem::take(&mut *asked.lock().unwrap())
+    };
+    assert_eq!(
+        call("-32602").await,
+        ["server/discover", "tools/list", "tools/call"]
+    );
+    assert_eq!(call("-32602").await, ["tools/call"]);
+    // The tool is not there, or not as it was described: the next call looks again.
+    for code in ["-32601", "-32020"] {
+        assert_eq!(call(code).await, ["tools/call"]);
+        assert_eq!(call("-32602").await, ["tools/list", "tools/call"]);
+    }
+    // The version is not spoken any more: another one is agreed on.
+    assert_eq!(call("-32022").await, ["tools/call"]);
+    assert_eq!(call("-32602").await, ["server/discover", "tools/call"]);
+    gateway.shut_down().await;
+}
+
 #[tokio::test]
 async fn a_tools_own_error_arrives_byte_for_byte() {
     let (url, _) = odd_server().await;
@@ -96,6 +161,23 @@ async fn a_tools_own_error_arrives_byte_for_byte() {
         wire.line()
             .await
             .contains(r#"{"name":"odd","inputSchema":{},"vendor" : 1.0}"#)
+    );
+    gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_is_no_answer_and_its_server_is_left_alone_as_long_as_it_asked() {
+    let (url, _) = odd_server().await;
+    let gateway = gateway(vec![http("odd", &url)]);
+    let mut wire = Wire::to(&gateway);
+    let answer = wire
+        .ask(r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"cut"}}"#)
+        .await;
+    assert_eq!(answer["error"]["code"], -31002, "{answer}");
+    let cause = &answer["error"]["data"]["cause"];
+    assert_eq!(
+        (&cause["kind"], &cause["ambiguous"], &cause["retry_after"]),
+        (&json!("StreamInterrupted"), &json!(true), &json!(0.7))
     );
     gateway.shut_down().await;
 }

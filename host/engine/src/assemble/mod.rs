@@ -63,7 +63,8 @@ pub async fn assemble_with(
             scope: pattern.scope,
             kind: pattern.kind.clone(),
             retryable: pattern.retryable,
-            ..Pattern::message("", "", pattern.kind.clone())
+            ambiguous: pattern.ambiguous,
+            ill_health: pattern.ill_health,
         });
         if let Err(error) = added {
             notes.error(format!("pattern {}", pattern.name), &error);
@@ -79,7 +80,7 @@ pub async fn assemble_with(
             ..Settings::default()
         })
         .detector(detector)
-        .retry(policies::retry(&config.retry, &mut notes))
+        .retry(policies::retry(config, &mut notes))
         .registry(policies::registry(config))
         .budget(BudgetPolicy::Ratio {
             ttl: config.budget.ttl,

@@ -6,14 +6,16 @@ use std::time::Duration;
 use super::Notes;
 use crate::backoff::{Backoff, BackoffError, Jitter};
 use crate::circuit::CircuitConfig;
-use crate::config::{self, Config, Retries};
+use crate::config::{self, Config};
+use crate::failure::Failure;
 use crate::health::HealthConfig;
 use crate::operation::{OperationRule, OperationRules};
 use crate::registry::{BalanceConfig, Registry, RegistryConfig, TargetSpec};
 use crate::retry::{RetryManager, RetryPolicies, RetryPolicy};
 
 /// The default table, changed by what the configuration says.
-pub(super) fn retry(retries: &Retries, notes: &mut Notes<'_>) -> RetryManager {
+pub(super) fn retry(config: &Config, notes: &mut Notes<'_>) -> RetryManager {
+    let retries = &config.retry;
     let mut policies = RetryPolicies::default();
     match overlay(&retries.default, &policies.default) {
         Ok(policy) => policies.default = policy,
@@ -21,7 +23,16 @@ pub(super) fn retry(retries: &Retries, notes: &mut Notes<'_>) -> RetryManager {
     }
     for (kind, table) in &retries.kinds {
         match overlay(table, policies.of(kind)) {
-            Ok(policy) => {
+            Ok(mut policy) => {
+                // A kind named by the operator is the operator's judgement: where the kind itself says
+                // never, its table says when. What a pattern says goes before both.
+                let refused = |pattern: &config::Pattern| {
+                    pattern.kind == *kind && pattern.retryable == Some(false)
+                };
+                if !Failure::new(kind.clone(), "").retryable && !config.patterns.iter().any(refused)
+                {
+                    policy = policy.with_condition(|_| true);
+                }
                 policies.by_kind.insert(kind.clone(), policy);
             }
             Err(error) => notes.error(format!("retry.{kind}"), &error),
@@ -137,6 +148,9 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
         if service.trusted {
             spec = spec.trusted();
         }
+        for status in &service.ambiguous_statuses {
+            spec = spec.ambiguous_status(*status, true);
+        }
         let spec = limited(spec, &service.limits);
         with_policies(spec, &service.policies, config)
     });
@@ -221,6 +235,7 @@ mod tests {
 
     use super::*;
     use crate::Kind;
+    use crate::retry::RetryContext;
 
     fn policies(text: &str) -> RetryPolicies {
         let loaded = Config::parse(text, Path::new("t.toml"), &|_| None);
@@ -229,7 +244,7 @@ mod tests {
             file: Path::new("t.toml"),
             list: Vec::new(),
         };
-        let manager = retry(&loaded.config.retry, &mut notes);
+        let manager = retry(&loaded.config, &mut notes);
         assert!(notes.list.is_empty(), "{:?}", notes.list);
         RetryPolicies::clone(&manager.policies())
     }
@@ -300,5 +315,26 @@ mod tests {
             (3, Duration::from_secs(3))
         );
         assert_eq!(refused.backoff.jitter(), Jitter::None);
+    }
+
+    #[test]
+    fn a_table_for_a_kind_that_is_never_retried_takes_effect_unless_a_pattern_forbids_it() {
+        let wants = |text: &str, kind: &str| {
+            let failure = Failure::new(Kind::new(kind), "");
+            let context = RetryContext::new(&failure, 0, Duration::from_secs(60));
+            let policies = policies(text);
+            RetryManager::new(policies)
+                .next_delay(&context, None, &mut || 0)
+                .is_some()
+        };
+        for kind in ["ToolError", "NotFound", "TeamQuota", "InvalidParameter"] {
+            assert!(!wants("", kind), "{kind}");
+            let table = format!("[retry.{kind}]\nmax_retries = 1\n");
+            assert!(wants(&table, kind), "{kind}");
+            let pattern = format!(
+                "{table}[[pattern]]\nname = 'p'\nmessage = 'x'\nkind = '{kind}'\nretryable = false\n"
+            );
+            assert!(!wants(&pattern, kind), "{kind}");
+        }
     }
 }

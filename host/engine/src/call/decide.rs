@@ -14,6 +14,7 @@ use crate::exchange::Exchange;
 use crate::failure::Failure;
 use crate::guard::Refusal;
 use crate::registry::{PickRequest, Target};
+use crate::retry::RetryContext;
 use crate::strategy::{Action, ActionKind, AnswerData, Entry, OnFault, Situation, StrategyFault};
 
 impl<X: Exchange> Recovery<'_, X> {
@@ -129,13 +130,16 @@ impl<X: Exchange> Recovery<'_, X> {
             .timing
             .deadline
             .saturating_duration_since(Instant::now());
-        let next_delay = shared.retry.next_delay(
-            failure,
-            self.ledger.retries,
-            self.previous_delay,
-            time_left,
-            &mut || (shared.random)(),
-        );
+        let context = RetryContext {
+            attempts: self.ledger.attempts,
+            importance: self.facts.importance,
+            safety: self.safety,
+            repeatable: self.is_repeatable(),
+            ..RetryContext::new(failure, self.ledger.retries, time_left)
+        };
+        let next_delay = shared
+            .retry
+            .next_delay(&context, self.previous_delay, &mut || (shared.random)());
         let present = self.present.as_ref().map(|target| target.name.clone());
         Situation {
             failure: failure.clone(),

@@ -146,8 +146,11 @@ impl Engine {
     ) -> Tried<X::Answer, X::Error> {
         if permit.target().is_limited() {
             let entered = permit.enter(attempt.queue_until()).await;
-            let took = attempt.begin(Instant::now());
-            if let Err(failure) = entered {
+            let now = Instant::now();
+            let took = attempt.begin(now);
+            // A place that comes free at the last moment comes too late.
+            let in_time = || (now < attempt.deadline).then_some(()).ok_or_else(no_time);
+            if let Err(failure) = entered.and_then(|()| in_time()) {
                 return Tried::Bad {
                     failure,
                     raw: None,
@@ -165,7 +168,10 @@ impl Engine {
                     exchange.settle(&mut answer, permit, took);
                     return Tried::Good { answer };
                 }
-                (Some(failure), raw) => (failure, Some(raw)),
+                (Some(mut failure), raw) => {
+                    attempt.target.spec.correct(&mut failure);
+                    (failure, Some(raw))
+                }
                 // An exchange that finds nothing wrong with an error: still not an answer.
                 // What became of the request nobody knows.
                 (None, raw) => {
@@ -239,6 +245,7 @@ impl Engine {
 fn no_time() -> Failure {
     Failure {
         ambiguous: false,
+        ill_health: false,
         origin: Origin::Local,
         ..Failure::new(Kind::TIMEOUT_ERROR, "the call has no time")
     }

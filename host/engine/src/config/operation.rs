@@ -112,6 +112,13 @@ pub struct Pattern {
     /// Whether the same request may succeed when it is sent again. Default: what the kind means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retryable: Option<bool>,
+    /// Whether the server may have acted on the request. Default: what the signal and the kind say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ambiguous: Option<bool>,
+    /// Whether it speaks against the target's health. Default: what the kind means, and for a tool's
+    /// answer no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ill_health: Option<bool>,
 }
 
 impl Pattern {
@@ -136,6 +143,8 @@ impl Pattern {
             ]),
         );
         let retryable = r.read("retryable", value::boolean);
+        let ambiguous = r.read("ambiguous", value::boolean);
+        let ill_health = r.read("ill_health", value::boolean);
         if !r.has("class") && !r.has("message") {
             let reason = "without class and message it would match every failure";
             r.issue_here(Issue::error(
@@ -151,6 +160,8 @@ impl Pattern {
             scope: scope.unwrap_or_default(),
             kind: Kind::new(&kind?),
             retryable,
+            ambiguous,
+            ill_health,
         })
     }
 }

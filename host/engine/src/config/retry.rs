@@ -10,6 +10,7 @@ use super::reader::{Issue, Reader};
 use super::units::DurationText;
 use super::value::{self, ANY_DURATION, POSITIVE};
 use crate::kind::Kind;
+use crate::retry::RetryPolicies;
 
 /// Every `[retry.…]` table.
 ///
@@ -156,12 +157,15 @@ impl Retries {
     pub(super) fn read(root: &mut Reader<'_, '_>) -> Self {
         let mut retries = Self::default();
         let tables = root.sections("retry", |name, r| {
+            let retry = Retry::read(r);
             if name != "default" {
+                let kind = Kind::new(name);
                 warn_of_unknown_kind(name)
                     .into_iter()
+                    .chain(warn_of_no_effect(&kind, &retry))
                     .for_each(|issue| r.issue_here(issue));
             }
-            Retry::read(r)
+            retry
         });
         for (name, retry) in tables {
             if name == "default" {
@@ -172,6 +176,19 @@ impl Retries {
         }
         retries
     }
+}
+
+/// A table that shapes delays which never come.
+fn warn_of_no_effect(kind: &Kind, retry: &Retry) -> Option<Issue> {
+    let shapes_only = retry.max_retries.is_none() && retry.delays.is_none();
+    let usual = RetryPolicies::default().of(kind).max_retries;
+    (shapes_only && usual == 0 && *retry != Retry::default()).then(|| {
+        Issue::warning(
+            format!("[retry.{kind}] has no effect"),
+            format!("{kind} is not retried unless the table says how often"),
+            "Add max_retries, or remove the table.",
+        )
+    })
 }
 
 /// A custom kind is welcome; one that looks almost like a well-known one is probably a slip.

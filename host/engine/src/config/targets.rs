@@ -56,6 +56,11 @@ pub struct Service {
     /// server count for nothing).
     #[serde(default)]
     pub trusted: bool,
+    /// HTTP statuses, 400 to 599, after which this server may have acted although their meaning is that it
+    /// has not, such as 503 of a server that says so halfway. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 400, max = 599)))]
+    pub ambiguous_statuses: Vec<u16>,
     /// How much it is given to do.
     #[serde(flatten)]
     pub limits: TargetLimits,
@@ -214,6 +219,7 @@ impl Service {
         );
         let weight = r.read("weight", value::integer(1..=HEAVIEST));
         let trusted = r.read("trusted", value::boolean);
+        let ambiguous_statuses = r.list("ambiguous_statuses", value::integer(400..=599));
         let limits = TargetLimits::read(r);
         let policies = TargetPolicies::read(r, all);
         Some(Self {
@@ -224,6 +230,7 @@ impl Service {
             priority: priority.unwrap_or(0),
             weight: weight.unwrap_or_else(default_weight),
             trusted: trusted.unwrap_or(false),
+            ambiguous_statuses: ambiguous_statuses.unwrap_or_default(),
             limits,
             policies,
         })

@@ -28,6 +28,8 @@ pub(super) struct Reading {
 fn by_status(status: u16, session: bool) -> Failure {
     let new = |kind| Failure::new(kind, String::new());
     match status {
+        // An error in the body, or in the stream, of a success: its words must decide.
+        200..=299 => jsonrpc::unknown(""),
         401 | 407 => new(Kind::UNAUTHORIZED),
         // Credit that is spent is the throttle of a provider that wants money, not time.
         402 => Failure {
@@ -69,35 +71,52 @@ fn by_status(status: u16, session: bool) -> Failure {
     }
 }
 
-/// What a model provider's word for an error means, where it says more than a status does.
-/// The word is in lower case.
+/// What a model provider's word for an error means, where it says more than a status does: the word in
+/// lower case, the kind, and whether it is retryable where that differs from the kind. The words are those
+/// of OpenAI, Azure, Anthropic, Google and Bedrock, and of what imitates them.
+pub(super) const PROVIDER_WORDS: &[(&str, Kind, Option<bool>)] = &[
+    ("context_length_exceeded", Kind::CONTEXT_LENGTH, None),
+    ("context_window_exceeded", Kind::CONTEXT_LENGTH, None),
+    (
+        "model_max_prompt_tokens_exceeded",
+        Kind::CONTEXT_LENGTH,
+        None,
+    ),
+    ("string_above_max_length", Kind::CONTEXT_LENGTH, None),
+    ("request_too_large", Kind::CONTEXT_LENGTH, None),
+    ("content_filter", Kind::CONTENT_FILTER, None),
+    ("content_policy_violation", Kind::CONTENT_FILTER, None),
+    ("responsibleaipolicyviolation", Kind::CONTENT_FILTER, None),
+    ("moderation_blocked", Kind::CONTENT_FILTER, None),
+    ("overloaded_error", Kind::SERVICE_UNAVAILABLE, None),
+    ("overloaded", Kind::SERVICE_UNAVAILABLE, None),
+    ("server_overloaded", Kind::SERVICE_UNAVAILABLE, None),
+    ("engine_overloaded", Kind::SERVICE_UNAVAILABLE, None),
+    ("unavailable", Kind::SERVICE_UNAVAILABLE, None),
+    // Time does not mend these; another target may.
+    ("insufficient_quota", Kind::TOO_MANY_REQUESTS, Some(false)),
+    ("insufficient_credits", Kind::TOO_MANY_REQUESTS, Some(false)),
+    (
+        "billing_hard_limit_reached",
+        Kind::TOO_MANY_REQUESTS,
+        Some(false),
+    ),
+    ("billing_not_active", Kind::TOO_MANY_REQUESTS, Some(false)),
+    ("billing_error", Kind::TOO_MANY_REQUESTS, Some(false)),
+    ("rate_limit_error", Kind::TOO_MANY_REQUESTS, None),
+    ("rate_limit_exceeded", Kind::TOO_MANY_REQUESTS, None),
+    ("too_many_requests", Kind::TOO_MANY_REQUESTS, None),
+    ("resource_exhausted", Kind::TOO_MANY_REQUESTS, None),
+    ("throttlingexception", Kind::TOO_MANY_REQUESTS, None),
+    ("slow_down", Kind::TOO_MANY_REQUESTS, None),
+];
+
 fn by_provider_code(word: &str) -> Option<Failure> {
-    let new = |kind| Failure::new(kind, String::new());
-    Some(match word {
-        "context_length_exceeded"
-        | "context_window_exceeded"
-        | "model_max_prompt_tokens_exceeded" => new(Kind::CONTEXT_LENGTH),
-        "content_filter"
-        | "content_policy_violation"
-        | "responsibleaipolicyviolation"
-        | "moderation_blocked" => new(Kind::CONTENT_FILTER),
-        "overloaded_error" | "overloaded" | "server_overloaded" | "engine_overloaded"
-        | "unavailable" => new(Kind::SERVICE_UNAVAILABLE),
-        // Time does not mend these; another target may.
-        "insufficient_quota"
-        | "insufficient_credits"
-        | "billing_hard_limit_reached"
-        | "billing_not_active"
-        | "billing_error" => Failure {
-            retryable: false,
-            ..new(Kind::TOO_MANY_REQUESTS)
-        },
-        "rate_limit_error"
-        | "rate_limit_exceeded"
-        | "too_many_requests"
-        | "resource_exhausted"
-        | "throttlingexception" => new(Kind::TOO_MANY_REQUESTS),
-        _ => return None,
+    let (_, kind, retryable) = PROVIDER_WORDS.iter().find(|(known, ..)| *known == word)?;
+    let failure = Failure::new(kind.clone(), String::new());
+    Some(Failure {
+        retryable: retryable.unwrap_or(failure.retryable),
+        ..failure
     })
 }
 
@@ -112,7 +131,8 @@ pub(super) fn read(
     let json = parse(body);
     let fields = json.as_ref().map(Fields::of).unwrap_or_default();
     let mut failure = by_status(status, session);
-    let mut open = false;
+    let began = (200..300).contains(&status);
+    let mut open = began;
     let mut status_decides = true;
 
     // MCP sends these statuses with a JSON-RPC error that says more than they do.
@@ -125,12 +145,15 @@ pub(super) fn read(
         }
     }
     // An intermediary's own answer (502, 504, 52x) is believed as it stands, and so is 401.
-    if let (Some(refined), 400 | 402..=499 | 500 | 503 | 529) = (fields.meaning(status), status)
+    if let (Some(refined), 200..=299 | 400 | 402..=499 | 500 | 503 | 529) =
+        (fields.meaning(status), status)
         && failure.kind != Kind::SESSION_EXPIRED
     {
         status_decides = refined.kind == failure.kind;
         failure = refined;
         open = false;
+        // Whoever has begun an answer has begun the work, unless all it says is "not now".
+        failure.ambiguous |= began && failure.kind == Kind::SERVICE_UNAVAILABLE;
     }
     if status_decides && let Some(ambiguous) = ambiguous.get(&status) {
         failure.ambiguous = *ambiguous;
@@ -265,27 +288,33 @@ impl Fields {
     }
 }
 
-/// Providers without a word for it say in a sentence that a request is too long, or unpaid.
+/// Providers without a word for it say in a sentence that a request is too long, refused, or unpaid.
 fn by_message(status: u16, message: &str) -> Option<Failure> {
-    const TOO_LONG: [&str; 5] = [
+    const TOO_LONG: &[&str] = &[
         "maximum context length",
         "prompt is too long",
         "exceed context limit",
         "exceeds the maximum number of tokens",
         "context window",
     ];
-    if !matches!(status, 400 | 413 | 422) {
+    const REFUSED: &[&str] = &[
+        "content filtering policy",
+        "content management policy",
+        "safety system",
+    ];
+    if !matches!(status, 200..=299 | 400 | 413 | 422) {
         return None;
     }
     let message = message.to_ascii_lowercase();
-    if TOO_LONG.iter().any(|phrase| message.contains(phrase)) {
-        return Some(Failure::new(Kind::CONTEXT_LENGTH, String::new()));
+    let says = |phrases: &[&str]| phrases.iter().any(|phrase| message.contains(phrase));
+    let failure = |kind| Some(Failure::new(kind, String::new()));
+    if says(TOO_LONG) {
+        failure(Kind::CONTEXT_LENGTH)
+    } else if says(REFUSED) {
+        failure(Kind::CONTENT_FILTER)
+    } else if says(&["credit balance is too low"]) {
+        by_provider_code("billing_error")
+    } else {
+        None
     }
-    if message.contains("credit balance is too low") {
-        return Some(Failure {
-            retryable: false,
-            ..Failure::new(Kind::TOO_MANY_REQUESTS, String::new())
-        });
-    }
-    None
 }

@@ -26,6 +26,19 @@ pub mod code {
     pub const UNSUPPORTED_PROTOCOL_VERSION: i64 = -32022;
     /// The user has to visit a URL first (MCP 2025-11-25).
     pub const URL_ELICITATION_REQUIRED: i64 = -32042;
+
+    /// Those that mean something by themselves.
+    pub const WITH_MEANING: [i64; 9] = [
+        PARSE_ERROR,
+        INVALID_REQUEST,
+        METHOD_NOT_FOUND,
+        INVALID_PARAMS,
+        INTERNAL_ERROR,
+        HEADER_MISMATCH,
+        MISSING_CLIENT_CAPABILITY,
+        UNSUPPORTED_PROTOCOL_VERSION,
+        URL_ELICITATION_REQUIRED,
+    ];
 }
 
 /// The detail that names what must be done before a retry makes sense.

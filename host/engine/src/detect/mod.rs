@@ -60,7 +60,7 @@ pub enum Signal<'a> {
         /// What the transport says.
         message: &'a str,
     },
-    /// An HTTP response that is no success.
+    /// An HTTP response that is no success, or an error in the body or the stream of one that is.
     Http {
         /// The status.
         status: u16,
@@ -133,6 +133,18 @@ pub enum TransportFault {
 }
 
 impl TransportFault {
+    /// Every fault.
+    pub const ALL: &'static [Self] = &[
+        Self::Refused,
+        Self::Dns,
+        Self::Tls,
+        Self::NotSent,
+        Self::Reset,
+        Self::Eof,
+        Self::ProcessExit,
+        Self::Garbage,
+    ];
+
     /// The fault's word: what a pattern's `class` is matched with.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -294,7 +294,7 @@ const WORDS: &[(&str, &str, Kind, Option<bool>)] = &[
     ),
     (
         "internal",
-        r"(?i)internal[ _]?(server[ _]?)?error",
+        r"(?i)internal[ _]?(server[ _]?)?error|^(api|server)_error$",
         Kind::INTERNAL_SERVER_ERROR,
         None,
     ),

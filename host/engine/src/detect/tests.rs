@@ -30,7 +30,7 @@ fn rpc(detector: &Detector, code: i64, message: &str) -> Failure {
     })
 }
 
-/// What the first column of the table describes.
+/// What the first column of the table describes. A hint is given wherever the signal has a place for one.
 fn signal_of(text: &str) -> Failure {
     let detector = Detector::default();
     if let Some((what, quoted)) = text.split_once('`') {
@@ -41,50 +41,223 @@ fn signal_of(text: &str) -> Failure {
                 class: quoted,
                 message: "",
             }),
-            other => panic!("{other}"),
+            what => match what.split_whitespace().collect::<Vec<_>>()[..] {
+                ["http", status, "message"] => http_with(
+                    status.parse().unwrap(),
+                    HINT,
+                    &format!(r#"{{"error":{{"message":"{quoted}"}}}}"#),
+                    false,
+                ),
+                ["json-rpc", code, "message"] => detector.detect(Signal::JsonRpc {
+                    code: code.parse().unwrap(),
+                    message: quoted,
+                    data: Some(r#"{"retryAfter":7}"#),
+                }),
+                _ => panic!("{what}"),
+            },
         };
     }
     let words: Vec<_> = text.split_whitespace().collect();
     match words[..] {
         ["transport", word] => {
-            use TransportFault::*;
-            let all = [Refused, Dns, Tls, NotSent, Reset, Eof, ProcessExit, Garbage];
+            let all = TransportFault::ALL;
             let fault = *all.iter().find(|fault| fault.as_str() == word).unwrap();
             detector.detect(Signal::Transport { fault, message: "" })
         }
-        ["http", status] => http(status.parse().unwrap(), "", false),
-        ["http", status, "session"] => http(status.parse().unwrap(), "", true),
-        ["http", status, "code", code] => http(
+        ["http", status] => http_with(status.parse().unwrap(), HINT, "", false),
+        ["http", status, "session"] => http_with(status.parse().unwrap(), HINT, "", true),
+        ["http", status, "code", code] => http_with(
             status.parse().unwrap(),
+            HINT,
             &format!(r#"{{"error":{{"code":"{code}"}}}}"#),
             false,
         ),
-        ["json-rpc", code] => rpc(&detector, code.parse().unwrap(), ""),
+        ["json-rpc", code] => detector.detect(Signal::JsonRpc {
+            code: code.parse().unwrap(),
+            message: "",
+            data: Some(r#"{"retryAfter":7}"#),
+        }),
+        ["host", what] => tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(host::failure(what)),
         _ => panic!("{text}"),
     }
 }
 
-#[test]
-fn the_documented_table_is_what_the_detector_does() {
-    let mut rows = 0;
-    for line in include_str!("signals.md")
+const HINT: &dyn Fn(&str) -> Option<String> = &|name| (name == "retry-after").then(|| "7".into());
+
+/// Failures that arise in the host, from calls in which they do.
+mod host {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use crate::call::RepeatSafety;
+    use crate::registry::TargetSpec;
+    use crate::{Call, Engine, Failure, Hedge};
+
+    pub(super) async fn failure(what: &str) -> Failure {
+        let engine = Engine::builder().build().unwrap();
+        let one = NonZeroU32::MIN;
+        let register = |spec| drop(engine.registry().register(spec).unwrap());
+        let target = || TargetSpec::service("a", "g");
+        let after = |seconds| {
+            engine.execute(
+                Call::new("g", "op")
+                    .attempt_timeout(Duration::from_secs(5))
+                    .deadline(Duration::from_secs(9)),
+                move |_| async move {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    Ok::<_, std::io::Error>(())
+                },
+            )
+        };
+        let cause = match what {
+            "silence" => {
+                register(target());
+                after(6).await.unwrap_err().error.cause
+            }
+            "deadline" => {
+                register(target());
+                let call = Call::new("g", "op").deadline(Duration::from_secs(1));
+                let silent = |_| std::future::pending::<Result<(), std::io::Error>>();
+                engine.execute(call, silent).await.unwrap_err().error.cause
+            }
+            "no-time" => {
+                register(target());
+                let call = Call::new("g", "op").deadline(Duration::ZERO);
+                let good = |_| async { Ok::<_, std::io::Error>(()) };
+                engine.execute(call, good).await.unwrap_err().error.cause
+            }
+            "no-target" => after(0).await.unwrap_err().error.cause,
+            "queue-full" => {
+                register(target().concurrency(one, 0));
+                let (_, second) = tokio::join!(after(1), after(0));
+                second.unwrap_err().error.cause
+            }
+            "rate-limit" => {
+                register(target().rate_limit(one, Duration::from_secs(60)));
+                after(0).await.unwrap();
+                after(0).await.unwrap_err().error.cause
+            }
+            "given-up" => {
+                register(target());
+                register(TargetSpec::service("b", "g"));
+                let call = Call::new("g", "op")
+                    .repeat_safety(RepeatSafety::ReadOnly)
+                    .hedge(Hedge::After(Duration::from_millis(1)));
+                let slow_once = std::sync::atomic::AtomicBool::new(true);
+                let slow_once = &slow_once;
+                let send = move |_| async move {
+                    if slow_once.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    Ok::<_, std::io::Error>(())
+                };
+                let outcome = engine.execute(call, send).await.unwrap();
+                outcome.trouble.unwrap().attempts[0].failure.clone()
+            }
+            _ => panic!("{what}"),
+        };
+        Failure::clone(&cause)
+    }
+}
+
+const TABLE: &str = include_str!("signals.md");
+
+/// The first column of the documented table.
+fn documented() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TABLE
         .lines()
         .filter(|line| line.starts_with("| "))
         .skip(1)
-    {
-        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let failure = signal_of(cells[0]);
-        let yes = |value| if value { "yes" } else { "no" };
-        let found = [
-            failure.kind.as_str(),
+        .map(|line| {
+            (
+                line.trim_matches('|').split('|').next().unwrap().trim(),
+                line,
+            )
+        })
+}
+
+#[test]
+fn the_documented_table_is_what_the_detector_does() {
+    let yes = |value| if value { "yes" } else { "no" };
+    let mut wrong = Vec::new();
+    for (signal, line) in documented() {
+        let failure = signal_of(signal);
+        let right = format!(
+            "| {signal} | {} | {} | {} | {} | {} | {} |",
+            failure.kind,
             yes(failure.retryable),
+            yes(failure.retry_after.is_some()),
             yes(failure.ambiguous),
             yes(failure.ill_health),
-        ];
-        assert_eq!(found, cells[1..5], "{}", cells[0]);
-        rows += 1;
+            match failure.origin {
+                crate::Origin::Remote => "remote",
+                crate::Origin::Local => "local",
+            },
+        );
+        if line != right {
+            wrong.push(right);
+        }
     }
-    assert!(rows > 60, "{rows}");
+    assert!(
+        wrong.is_empty(),
+        "signals.md should say:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn the_documented_table_names_every_signal_there_is() {
+    let rows: std::collections::BTreeSet<_> = documented().map(|(signal, _)| signal).collect();
+    let there = |row: &str| assert!(rows.contains(row), "signals.md has no row {row:?}");
+    for fault in TransportFault::ALL {
+        there(&format!("transport {}", fault.as_str()));
+    }
+    for code in jsonrpc::code::WITH_MEANING {
+        there(&format!("json-rpc {code}"));
+    }
+    // Those that are not named are treated as the first of their hundred, or as the rest of them is.
+    let treated = |status| {
+        let failure = http(status, "", false);
+        (
+            failure.kind,
+            failure.retryable,
+            failure.ambiguous,
+            failure.ill_health,
+        )
+    };
+    for (hundred, usual) in [(300, 304), (400, 418), (500, 507)] {
+        there(&format!("http {usual}"));
+        for status in hundred..hundred + 100 {
+            if treated(status) != treated(usual) {
+                there(&format!("http {status}"));
+            }
+        }
+    }
+    for (word, ..) in http::PROVIDER_WORDS {
+        let row = |row: &&&str| row.ends_with(&format!(" code {word}"));
+        assert!(
+            rows.iter().any(|r| row(&r)),
+            "signals.md has no row for the word {word:?}"
+        );
+    }
+    // Each built-in pattern decides at least one row; those by message have the expressions of those by class.
+    let decided: std::collections::BTreeSet<_> = rows
+        .iter()
+        .filter_map(|row| signal_of(row).detail("error.pattern").map(str::to_owned))
+        .collect();
+    for pattern in patterns::built_in() {
+        let by_class = pattern.name.replace(".message", ".class");
+        assert!(
+            decided.contains(&by_class) || decided.contains(&pattern.name),
+            "signals.md has no row that {} decides",
+            pattern.name
+        );
+    }
 }
 
 #[test]

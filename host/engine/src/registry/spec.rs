@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::bulkhead::{ConcurrencyLimit, RateLimit};
 use crate::circuit::CircuitConfig;
+use crate::failure::Failure;
 use crate::health::HealthConfig;
 
 /// What a target is.
@@ -81,6 +82,9 @@ pub struct TargetSpec {
     pub concurrency: Option<ConcurrencyLimit>,
     /// How many requests it is sent in a stretch of time. Default: any number.
     pub rate_limit: Option<RateLimit>,
+    /// Whether it may have acted when it answers with an HTTP status, where that differs from what the
+    /// detector says. Default: nothing differs, so after a 503 it has not.
+    pub ambiguous_statuses: BTreeMap<u16, bool>,
     /// Anything else, by name.
     pub attributes: BTreeMap<String, String>,
 }
@@ -116,6 +120,7 @@ impl TargetSpec {
             trusted: false,
             concurrency: None,
             rate_limit: None,
+            ambiguous_statuses: BTreeMap::new(),
             attributes: BTreeMap::new(),
         }
     }
@@ -202,6 +207,22 @@ impl TargetSpec {
     pub fn rate_limit(mut self, requests: NonZeroU32, per: Duration) -> Self {
         self.rate_limit = Some(RateLimit { requests, per });
         self
+    }
+
+    /// Says whether it may have acted when it answers with this HTTP status.
+    pub fn ambiguous_status(mut self, status: u16, ambiguous: bool) -> Self {
+        self.ambiguous_statuses.insert(status, ambiguous);
+        self
+    }
+
+    /// Corrects a failure of this target by what is known of it.
+    pub(crate) fn correct(&self, failure: &mut Failure) {
+        let said = failure
+            .http_status
+            .and_then(|status| self.ambiguous_statuses.get(&status));
+        if let Some(ambiguous) = said {
+            failure.ambiguous = *ambiguous;
+        }
     }
 
     /// Adds anything else, by name.

@@ -31,13 +31,50 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::backoff::Backoff;
+use crate::call::RepeatSafety;
 use crate::failure::Failure;
 use crate::kind::Kind;
 
 pub use run::{RetryEnding, RetryError, RetryRun};
 
-/// A condition of one's own: given a failure and the retries made so far, whether to retry.
-pub type RetryCondition = Arc<dyn Fn(&Failure, u32) -> bool + Send + Sync>;
+/// A condition of one's own: whether to retry.
+pub type RetryCondition = Arc<dyn Fn(&RetryContext<'_>) -> bool + Send + Sync>;
+
+/// What a retry is decided by.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RetryContext<'a> {
+    /// The failure.
+    pub failure: &'a Failure,
+    /// Retries of the present operation on the present target so far.
+    pub retries: u32,
+    /// Attempts of the call so far, on every target, the failed one included.
+    pub attempts: u32,
+    /// How much the caller cares, 0 to 100.
+    pub importance: u8,
+    /// The time until the call's deadline.
+    pub time_left: Duration,
+    /// Whether the operation may be repeated when it is not known if it was carried out.
+    pub safety: RepeatSafety,
+    /// Whether it may be sent again now: it is repeatable, or was not carried out for sure.
+    pub repeatable: bool,
+}
+
+impl<'a> RetryContext<'a> {
+    /// The context of an operation that may be repeated, on one target, of a caller who says nothing of
+    /// its importance. What differs is set in the fields.
+    pub fn new(failure: &'a Failure, retries: u32, time_left: Duration) -> Self {
+        Self {
+            failure,
+            retries,
+            attempts: retries.saturating_add(1),
+            importance: 50,
+            time_left,
+            safety: RepeatSafety::Idempotent,
+            repeatable: true,
+        }
+    }
+}
 
 /// How failures of one kind are retried.
 #[derive(Clone)]
@@ -46,8 +83,8 @@ pub struct RetryPolicy {
     pub max_retries: u32,
     /// The delays.
     pub backoff: Backoff,
-    /// Replaces the question whether the failure is retryable. `max_retries` and the deadline hold
-    /// all the same.
+    /// Replaces the question whether the failure is retryable. `max_retries`, the deadline and the
+    /// guard's other rules hold all the same.
     pub condition: Option<RetryCondition>,
 }
 
@@ -62,10 +99,22 @@ impl RetryPolicy {
     }
 
     /// Adds a condition.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use backstop::retry::RetryPolicy;
+    ///
+    /// // Patience for those who care, and while there is time.
+    /// let policy = RetryPolicy::default().with_condition(|context| {
+    ///     context.failure.retryable
+    ///         && (context.retries == 0 || context.importance >= 50)
+    ///         && context.time_left > Duration::from_secs(2)
+    /// });
+    /// ```
     #[must_use]
     pub fn with_condition(
         mut self,
-        condition: impl Fn(&Failure, u32) -> bool + Send + Sync + 'static,
+        condition: impl Fn(&RetryContext<'_>) -> bool + Send + Sync + 'static,
     ) -> Self {
         self.condition = Some(Arc::new(condition));
         self
@@ -201,7 +250,7 @@ impl RetryManager {
     }
 
     /// The delay before the next retry, or `None` where there is to be none: the failure is not
-    /// retryable, `retries` (made so far) are all the policy allows, or the wait would not end before
+    /// retryable, the retries made so far are all the policy allows, or the wait would not end before
     /// the time left does.
     ///
     /// `previous` is the delay before the retry before it; `random` is spread evenly over all of
@@ -209,19 +258,31 @@ impl RetryManager {
     /// full jitter.
     pub fn next_delay(
         &self,
-        failure: &Failure,
-        retries: u32,
+        context: &RetryContext<'_>,
         previous: Option<Duration>,
-        time_left: Duration,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Duration> {
+        self.wanted_delay(context, previous, random)
+            .filter(|delay| *delay < context.time_left)
+    }
+
+    /// The same, whether or not it fits into the time left.
+    fn wanted_delay(
+        &self,
+        context: &RetryContext<'_>,
+        previous: Option<Duration>,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Duration> {
+        let RetryContext {
+            failure, retries, ..
+        } = *context;
         let policies = self.policies.load();
         let policy = policies.of(&failure.kind);
         if retries >= policy.max_retries {
             return None;
         }
         let wanted = match &policy.condition {
-            Some(condition) => condition(failure, retries),
+            Some(condition) => condition(context),
             None => failure.retryable,
         };
         if !wanted {
@@ -233,8 +294,7 @@ impl RetryManager {
         } else {
             policy.backoff.delay(retries, previous, random)
         };
-        let delay = delay.max(failure.retry_after.unwrap_or_default());
-        (delay < time_left).then_some(delay)
+        Some(delay.max(failure.retry_after.unwrap_or_default()))
     }
 }
 

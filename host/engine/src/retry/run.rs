@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::RetryManager;
+use super::{RetryContext, RetryManager};
 use crate::call::RepeatSafety;
 use crate::detect::Detector;
 use crate::failure::Failure;
@@ -17,6 +17,7 @@ pub struct RetryRun<'a> {
     detector: &'a Detector,
     deadline: Instant,
     safety: RepeatSafety,
+    importance: u8,
     random: Box<dyn FnMut() -> u64 + Send + 'a>,
 }
 
@@ -33,6 +34,7 @@ impl<'a> RetryRun<'a> {
             detector,
             deadline,
             safety: RepeatSafety::default(),
+            importance: 50,
             random: Box::new(entropy),
         }
     }
@@ -41,6 +43,13 @@ impl<'a> RetryRun<'a> {
     #[must_use]
     pub fn repeat_safety(mut self, safety: RepeatSafety) -> Self {
         self.safety = safety;
+        self
+    }
+
+    /// How much the caller cares, 0 to 100, for policies that ask. Default: 50.
+    #[must_use]
+    pub fn importance(mut self, importance: u8) -> Self {
+        self.importance = importance.min(100);
         self
     }
 
@@ -167,9 +176,12 @@ impl RetryManager {
                 return fail(RetryEnding::OutcomeUnknown, failure);
             }
             let time_left = run.deadline.saturating_duration_since(Instant::now());
-            let Some(delay) =
-                self.next_delay(&failure, retries, previous, Duration::MAX, &mut run.random)
-            else {
+            let context = RetryContext {
+                safety: run.safety,
+                importance: run.importance,
+                ..RetryContext::new(&failure, retries, time_left)
+            };
+            let Some(delay) = self.wanted_delay(&context, previous, &mut run.random) else {
                 return fail(RetryEnding::Exhausted, failure);
             };
             if delay >= time_left {

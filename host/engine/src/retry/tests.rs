@@ -18,7 +18,11 @@ fn delays(manager: &RetryManager, kind: Kind) -> Vec<Duration> {
     let mut failure = Failure::new(kind, "x");
     failure.retryable = true;
     (0..100)
-        .map_while(|n| manager.next_delay(&failure, n, None, LONG, &mut || u64::MAX))
+        .map_while(|n| {
+            manager.next_delay(&RetryContext::new(&failure, n, LONG), None, &mut || {
+                u64::MAX
+            })
+        })
         .collect()
 }
 
@@ -50,7 +54,8 @@ fn the_default_table_is_the_one_of_the_rules() {
 #[test]
 fn equal_jitter_keeps_half_of_each_delay() {
     let failure = Failure::new(Kind::CONNECTION_ERROR, "refused");
-    let delay = RetryManager::default().next_delay(&failure, 2, None, LONG, &mut || 0);
+    let delay =
+        RetryManager::default().next_delay(&RetryContext::new(&failure, 2, LONG), None, &mut || 0);
     assert_eq!(delay, Some(ms(200)));
 }
 
@@ -58,7 +63,10 @@ fn equal_jitter_keeps_half_of_each_delay() {
 fn what_is_not_retryable_is_not_retried() {
     let manager = RetryManager::default();
     let failure = Failure::new(Kind::TOOL_ERROR, "no");
-    assert_eq!(manager.next_delay(&failure, 0, None, LONG, &mut || 0), None);
+    assert_eq!(
+        manager.next_delay(&RetryContext::new(&failure, 0, LONG), None, &mut || 0),
+        None
+    );
 }
 
 #[test]
@@ -66,11 +74,15 @@ fn a_delay_that_does_not_fit_in_the_time_left_is_none() {
     let manager = RetryManager::default();
     let failure = Failure::new(Kind::CONNECTION_ERROR, "refused");
     assert_eq!(
-        manager.next_delay(&failure, 0, None, ms(100), &mut || u64::MAX),
+        manager.next_delay(&RetryContext::new(&failure, 0, ms(100)), None, &mut || {
+            u64::MAX
+        }),
         None
     );
     assert_eq!(
-        manager.next_delay(&failure, 0, None, ms(101), &mut || u64::MAX),
+        manager.next_delay(&RetryContext::new(&failure, 0, ms(101)), None, &mut || {
+            u64::MAX
+        }),
         Some(ms(100))
     );
 }
@@ -81,17 +93,17 @@ fn a_server_hint_makes_the_delay_longer_and_never_shorter() {
     let mut failure = Failure::new(Kind::TOO_MANY_REQUESTS, "slow down");
     failure.retry_after = Some(ms(7000));
     assert_eq!(
-        manager.next_delay(&failure, 0, None, LONG, &mut || 0),
+        manager.next_delay(&RetryContext::new(&failure, 0, LONG), None, &mut || 0),
         Some(ms(7000))
     );
     failure.retry_after = Some(Duration::ZERO);
     assert_eq!(
-        manager.next_delay(&failure, 0, None, LONG, &mut || 0),
+        manager.next_delay(&RetryContext::new(&failure, 0, LONG), None, &mut || 0),
         Some(ms(500))
     );
     failure.retry_after = Some(ms(7000));
     assert_eq!(
-        manager.next_delay(&failure, 0, None, ms(6000), &mut || 0),
+        manager.next_delay(&RetryContext::new(&failure, 0, ms(6000)), None, &mut || 0),
         None,
         "longer than the time left"
     );
@@ -105,18 +117,18 @@ fn throttling_never_gets_a_bare_full_jitter_whatever_the_policy() {
     manager.remove_policy(&Kind::TOO_MANY_REQUESTS);
     let throttled = Failure::new(Kind::TOO_MANY_REQUESTS, "x");
     assert_eq!(
-        manager.next_delay(&throttled, 0, None, LONG, &mut || 0),
+        manager.next_delay(&RetryContext::new(&throttled, 0, LONG), None, &mut || 0),
         Some(ms(500))
     );
     let mut custom = Failure::new("TeamQuota".into(), "x");
     (custom.retryable, custom.http_status) = (true, Some(429));
     assert_eq!(
-        manager.next_delay(&custom, 0, None, LONG, &mut || 0),
+        manager.next_delay(&RetryContext::new(&custom, 0, LONG), None, &mut || 0),
         Some(ms(500))
     );
     custom.http_status = None;
     assert_eq!(
-        manager.next_delay(&custom, 0, None, LONG, &mut || 0),
+        manager.next_delay(&RetryContext::new(&custom, 0, LONG), None, &mut || 0),
         Some(Duration::ZERO)
     );
 }
@@ -140,15 +152,63 @@ fn policies_change_while_running_and_clones_see_it() {
 #[test]
 fn a_condition_replaces_the_question_of_retryability_but_not_the_cap() {
     let policy = RetryPolicy::new(2, Backoff::fixed(ms(1)).unwrap())
-        .with_condition(|failure, _| failure.message.contains("again"));
+        .with_condition(|context| context.failure.message.contains("again"));
     let manager = RetryManager::new(RetryPolicies::uniform(policy));
     let next = |message: &str, retries| {
         let failure = Failure::new(Kind::TOOL_ERROR, message);
-        manager.next_delay(&failure, retries, None, LONG, &mut || 0)
+        manager.next_delay(&RetryContext::new(&failure, retries, LONG), None, &mut || 0)
     };
     assert_eq!(next("try again", 0), Some(ms(1)));
     assert_eq!(next("try again", 2), None);
     assert_eq!(next("no", 0), None);
+}
+
+#[test]
+fn a_condition_sees_the_call_and_not_only_the_failure() {
+    let patient = |context: &RetryContext<'_>| {
+        context.importance >= 50
+            && context.attempts < 4
+            && context.time_left > ms(1000)
+            && context.repeatable
+            && context.safety == RepeatSafety::ReadOnly
+    };
+    let manager = RetryManager::default();
+    manager.set_policy(
+        Kind::UNKNOWN,
+        RetryPolicy::default().with_condition(patient),
+    );
+    let failure = Failure::new(Kind::UNKNOWN, "x");
+    let good = RetryContext {
+        safety: RepeatSafety::ReadOnly,
+        ..RetryContext::new(&failure, 0, LONG)
+    };
+    let wanted = |context| manager.next_delay(&context, None, &mut || 0).is_some();
+    assert!(wanted(good));
+    let refused = [
+        RetryContext {
+            importance: 49,
+            ..good
+        },
+        RetryContext {
+            attempts: 4,
+            ..good
+        },
+        RetryContext {
+            time_left: ms(1000),
+            ..good
+        },
+        RetryContext {
+            repeatable: false,
+            ..good
+        },
+        RetryContext {
+            safety: RepeatSafety::Idempotent,
+            ..good
+        },
+    ];
+    for context in refused {
+        assert!(!wanted(context), "{context:?}");
+    }
 }
 
 fn classify(error: &&'static str, detector: &Detector) -> Failure {

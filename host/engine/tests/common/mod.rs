@@ -272,3 +272,33 @@ pub fn reset() -> Failure {
     failure.ambiguous = true;
     failure
 }
+
+/// The same, of operations that belong to the group `elsewhere`.
+pub struct Elsewhere(pub Script);
+
+impl Exchange for Elsewhere {
+    type Request = Request;
+    type Answer = Answer;
+    type Error = Failure;
+
+    async fn send(&self, attempt: &Attempt, request: &Request) -> Result<Answer, Failure> {
+        self.0.send(attempt, request).await
+    }
+
+    fn classify(&self, outcome: Result<&Answer, &Failure>, by: &Detector) -> Option<Failure> {
+        self.0.classify(outcome, by)
+    }
+
+    fn redirect(
+        &self,
+        request: &Request,
+        operation: &str,
+        arguments: Option<&str>,
+    ) -> Result<Request, String> {
+        self.0.redirect(request, operation, arguments)
+    }
+
+    fn group_of(&self, _: &str) -> Option<std::sync::Arc<str>> {
+        Some("elsewhere".into())
+    }
+}

@@ -75,7 +75,7 @@ impl Router {
 
     /// Makes sure that the lists are known as far as they can be.
     pub(super) async fn load(&self, section: Section) {
-        let is_unknown = |group: &Arc<str>| !self.catalog.knows(group, section);
+        let is_unknown = |group: &Arc<str>| !self.catalog.is_current(group, section);
         if !self.catalog.groups.iter().any(is_unknown) {
             return;
         }

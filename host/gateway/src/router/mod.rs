@@ -309,7 +309,7 @@ impl Router {
         loop {
             // Where there is one group only it is known beforehand, and yet not what its tools are.
             if let Route::To(group, own) = self.catalog.route(section, name)
-                && self.catalog.knows(&group, section)
+                && self.catalog.is_current(&group, section)
             {
                 return Ok((group, own));
             }

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::HeaderMap;
@@ -41,6 +42,8 @@ pub enum UpstreamError {
         fault: Fault,
         /// The same for a person.
         message: String,
+        /// How long the server asked to be left alone before it went.
+        retry_after: Option<Duration>,
         /// The cause.
         #[source]
         source: Option<Arc<dyn Error + Send + Sync>>,
@@ -71,8 +74,17 @@ impl UpstreamError {
             service: service.clone(),
             fault,
             message: message.into(),
+            retry_after: None,
             source: None,
         }
+    }
+
+    /// The same, of a server that said when to come back.
+    pub(crate) fn come_back_after(mut self, wait: Option<Duration>) -> Self {
+        if let Self::Transport { retry_after, .. } = &mut self {
+            *retry_after = wait;
+        }
+        self
     }
 
     pub(crate) fn caused(
@@ -85,6 +97,7 @@ impl UpstreamError {
             service: service.clone(),
             fault,
             message: message.into(),
+            retry_after: None,
             source: Some(Arc::new(source)),
         }
     }

@@ -1,5 +1,9 @@
-//! Server-sent events, as far as streamable HTTP and model APIs use them: the `data` of each event.
+//! Server-sent events, as far as streamable HTTP and model APIs use them: the `data` of each event, and
+//! how long the server wants to be left alone after the stream has ended.
 
+use std::time::Duration;
+
+use backstop::detect::hints::MAX_HINT;
 use bytes::{Bytes, BytesMut};
 
 use super::MAX_MESSAGE_BYTES;
@@ -11,6 +15,7 @@ pub(crate) struct Events {
     /// How much of the buffer is known to hold no line end.
     scanned: usize,
     data: Option<Vec<u8>>,
+    retry: Option<Duration>,
 }
 
 /// An event or a line is larger than a message may be.
@@ -28,6 +33,11 @@ impl Events {
         }
         self.buffer.extend_from_slice(chunk);
         Ok(())
+    }
+
+    /// The reconnection time the server has set last.
+    pub(super) fn retry(&self) -> Option<Duration> {
+        self.retry
     }
 
     /// The data of the next whole event; events without data are passed over.
@@ -59,13 +69,9 @@ impl Events {
                     _ => continue,
                 }
             }
-            if let Some(value) = line.strip_prefix(b"data") {
-                let value = match value {
-                    [] => value,
-                    [b':', b' ', rest @ ..] | [b':', rest @ ..] => rest,
-                    // A field whose name only begins like this.
-                    _ => continue,
-                };
+            if let Some(value) = field(line, b"retry") {
+                self.retry = millis(value).or(self.retry);
+            } else if let Some(value) = field(line, b"data") {
                 match &mut self.data {
                     Some(data) => {
                         data.push(b'\n');
@@ -78,9 +84,44 @@ impl Events {
     }
 }
 
+/// The value of a field, if the line is one of this name.
+fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    match line.strip_prefix(name)? {
+        value @ [] => Some(value),
+        [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+        // A field whose name only begins like this.
+        _ => None,
+    }
+}
+
+/// Digits only (WHATWG HTML, section 9.2.6); anything else is ignored.
+fn millis(value: &[u8]) -> Option<Duration> {
+    let digits = std::str::from_utf8(value).ok()?;
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let millis = plain.then(|| digits.parse().unwrap_or(u64::MAX))?;
+    Some(Duration::from_millis(millis).min(MAX_HINT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reconnection_time_is_the_last_one_that_is_a_number() {
+        let mut events = Events::default();
+        let mut after = |text: &[u8]| {
+            events.feed(text).unwrap();
+            assert_eq!(events.next(), None);
+            events.retry()
+        };
+        assert_eq!(after(b"retry: soon\nretrying: 5\nretry\nretry: -1\n"), None);
+        assert_eq!(after(b"retry: 1500\n\n"), Some(Duration::from_millis(1500)));
+        assert_eq!(
+            after(b"retry: 2s\nretry:\n"),
+            Some(Duration::from_millis(1500))
+        );
+        assert_eq!(after(b"retry:99999999999999999999999\n"), Some(MAX_HINT));
+    }
 
     #[test]
     fn events_come_out_whole_however_the_stream_is_cut() {

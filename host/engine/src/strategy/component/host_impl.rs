@@ -93,6 +93,11 @@ impl Left {
     }
 }
 
+/// What a strategy has written to its log.
+type Lines = Vec<(LogLevel, String)>;
+/// What its state holds, by key.
+type Values = Vec<(String, Vec<u8>)>;
+
 impl Cell {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let limits = &shared.limits;
@@ -121,7 +126,7 @@ impl Cell {
     }
 
     /// What a frozen cell's log and state hold in the end.
-    pub(super) fn thaw(&mut self) -> (Vec<(LogLevel, String)>, Vec<(String, Vec<u8>)>) {
+    pub(super) fn thaw(&mut self) -> (Lines, Values) {
         let Some(frozen) = &mut self.frozen else {
             return Default::default();
         };

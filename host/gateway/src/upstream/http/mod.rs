@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, Url, redirect};
@@ -119,6 +120,11 @@ impl Http {
                 Err(UpstreamError::SessionExpired {
                     service: self.service.clone(),
                 })
+            }
+            // It speaks another version now: whoever is asked next agrees on one anew.
+            Ok(answer) if answer.error_code() == Some(rpc::UNSUPPORTED_PROTOCOL_VERSION) => {
+                self.forget(&session);
+                Ok(answer)
             }
             outcome => outcome,
         }
@@ -259,21 +265,13 @@ impl Http {
     }
 
     /// A broken handshake leaves nothing undone: the request itself was not sent.
-    fn unsent(error: UpstreamError) -> UpstreamError {
-        match error {
-            UpstreamError::Transport {
-                service,
-                fault: Fault::Reset | Fault::Eof,
-                message,
-                source,
-            } => UpstreamError::Transport {
-                service,
-                fault: Fault::NotSent,
-                message,
-                source,
-            },
-            error => error,
+    fn unsent(mut error: UpstreamError) -> UpstreamError {
+        if let UpstreamError::Transport { fault, .. } = &mut error
+            && matches!(fault, Fault::Reset | Fault::Eof)
+        {
+            *fault = Fault::NotSent;
         }
+        error
     }
 
     async fn exchange(

@@ -82,17 +82,16 @@ impl Http {
                         return Ok(answer);
                     }
                 }
-                match response
-                    .chunk()
-                    .await
-                    .map_err(|error| fault(&self.service, error))?
-                {
+                let chunk = response.chunk().await;
+                let broken = |error| fault(&self.service, error).come_back_after(events.retry());
+                match chunk.map_err(broken)? {
                     Some(chunk) => events.feed(&chunk).map_err(|error| {
                         UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
                     })?,
                     None => {
                         let text = "the stream ended before the answer";
-                        return Err(UpstreamError::fault(&self.service, Fault::Eof, text));
+                        let error = UpstreamError::fault(&self.service, Fault::Eof, text);
+                        return Err(error.come_back_after(events.retry()));
                     }
                 }
             }
