@@ -168,7 +168,11 @@ impl Pool {
 
     fn excluded(&self, request: &PickRequest<'_>) -> Excluded {
         let names = request.exclude.iter();
-        names.filter_map(|name| self.place_of(name)).collect()
+        let mut places: Excluded = names.filter_map(|name| self.place_of(name)).collect();
+        // A caller may name a target twice; what is left of a level is reckoned by their number.
+        places.sort_unstable();
+        places.dedup();
+        places
     }
 
     /// How the targets stand. While another makes a new roster the old one serves: the circuits have the

@@ -68,6 +68,17 @@ fn failed_over_calls_are_spread_over_equal_targets() {
 }
 
 #[test]
+fn a_target_excluded_twice_is_excluded_once() {
+    let bench = Bench::new(vec![service("a", 0), service("b", 0)]);
+    let a: Arc<str> = "a".into();
+    let request = PickRequest {
+        exclude: &[a.clone(), a.clone(), a],
+        ..PickRequest::default()
+    };
+    assert_eq!(bench.peek(&request).as_deref(), Some("b"));
+}
+
+#[test]
 fn a_pinned_request_goes_to_its_target_or_nowhere() {
     let bench = Bench::new(vec![service("primary", 1), service("backup", 0)]);
     for _ in 0..10 {
