@@ -243,7 +243,7 @@ pub struct FallbackClientBuilder {
 
 /// Which target a server is.
 enum Place {
-    New(TargetSpec),
+    New(Box<TargetSpec>),
     Known(Arc<str>),
 }
 
@@ -259,7 +259,7 @@ impl FallbackClientBuilder {
     /// client's group whatever group it names.
     pub fn target(mut self, mut spec: TargetSpec, peer: &Peer<RoleClient>) -> Self {
         spec.group = self.group.clone();
-        self.servers.push((Place::New(spec), peer.clone()));
+        self.servers.push((Place::New(Box::new(spec)), peer.clone()));
         self
     }
 
@@ -293,7 +293,7 @@ impl FallbackClientBuilder {
         for (place, peer) in self.servers {
             let target = match place {
                 Place::New(spec) => {
-                    let target = registry.register(spec)?;
+                    let target = registry.register(*spec)?;
                     shared.registered.push(target.name.clone());
                     target
                 }
