@@ -259,7 +259,8 @@ impl FallbackClientBuilder {
     /// client's group whatever group it names.
     pub fn target(mut self, mut spec: TargetSpec, peer: &Peer<RoleClient>) -> Self {
         spec.group = self.group.clone();
-        self.servers.push((Place::New(Box::new(spec)), peer.clone()));
+        self.servers
+            .push((Place::New(Box::new(spec)), peer.clone()));
         self
     }
 
