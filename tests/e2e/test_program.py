@@ -35,8 +35,10 @@ def test_the_demo_saves_what_can_be_saved_within_fifteen_seconds():
     rest = iter(names)
     assert all(name in rest for name in wanted), names
     times = [step["at_ms"] for step in steps]
-    opened, tried = (times[names.index(name)] for name in ["open", "half_open"])
-    assert tried - opened >= 250, "a circuit that is open lets nothing through"
+    opened = names.index("open")
+    # An earlier scene may have left a circuit to be tried: the one that counts comes after the opening.
+    tried = names.index("half_open", opened)
+    assert times[tried] - times[opened] >= 250, "a circuit that is open lets nothing through"
 
 
 def test_the_demo_is_readable_without_json():
