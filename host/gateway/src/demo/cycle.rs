@@ -94,7 +94,7 @@ impl Way<'_> {
         if by == "secondary" && !at_once && !self.has("fallback") {
             self.note(now, "fallback", "a call is saved by secondary");
         }
-        if by == "secondary" && at_once && !self.has("left_alone") {
+        if by == "secondary" && at_once && self.has("open") && !self.has("left_alone") {
             let says = "calls go to secondary at once: primary is left alone";
             self.note(now, "left_alone", says);
         }
@@ -111,13 +111,27 @@ pub(super) async fn run(
     primary: &Server,
     events: &mut Receiver<Arc<Event>>,
 ) -> Result<Vec<Step>, String> {
-    drain(events);
     let mut way = Way {
         gateway,
         events,
         began: SystemTime::now(),
         steps: Vec::new(),
     };
+    // What an earlier scene left behind is over once the primary answers at once for a while.
+    let settled = async {
+        let mut in_a_row = 0;
+        while in_a_row < 10 {
+            in_a_row = if way.call().await? { in_a_row + 1 } else { 0 };
+            sleep(PACE).await;
+        }
+        Ok::<_, String>(())
+    };
+    timeout(PATIENCE, settled)
+        .await
+        .map_err(|_| format!("the primary is not in use after {PATIENCE:?}"))??;
+    drain(way.events);
+    way.steps.clear();
+    way.began = SystemTime::now();
     let walked = timeout(PATIENCE, walk(&mut way, primary)).await;
     primary.set(None);
     walked.map_err(|_| format!("the primary is not back after {PATIENCE:?}"))??;
