@@ -176,6 +176,10 @@ fn config(pooled: bool) -> Config {
             .linear_memory_keep_resident(256 << 10)
             .table_keep_resident(16 << 10);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    } else {
+        // By default each memory reserves 4 GiB of addresses, which are scarce here. A memory that
+        // grows beyond this is moved.
+        config.memory_reservation(32 << 20);
     }
     config
 }
