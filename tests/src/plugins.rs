@@ -37,7 +37,10 @@ pub fn fixture(name: &str) -> Vec<u8> {
         let mut cargo = Command::new(cargo);
         cargo.args(["build", "--quiet", "--locked", "--profile", "plugin"]);
         cargo.args(["--target", "wasm32-wasip2", "-p", "prefer-named"]);
-        run(cargo.args(["-p", "misbehave"]));
+        for name in ["misbehave", "next-contract", "witness"] {
+            cargo.args(["-p", name]);
+        }
+        run(&mut cargo);
         target_dir().join("wasm32-wasip2/plugin")
     });
     let file = BUILT.join(format!("{}.wasm", name.replace('-', "_")));

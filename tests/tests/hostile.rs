@@ -19,10 +19,13 @@ const DECISION: Duration = Duration::from_millis(50);
 const MARGIN: Duration = Duration::from_secs(3);
 
 /// How it misbehaves, and what is said of it.
-const WAYS: [(&str, &str); 4] = [
+const WAYS: [(&str, &str); 7] = [
     ("trap", "trapped"),
     ("loop", "did not decide within 50ms"),
     ("hoard", "asked for more memory than its limit"),
+    ("sleep", "did not decide within 50ms"),
+    ("recurse", "call stack exhausted"),
+    ("giant", "returned an invalid result"),
     ("garbage", "returned an invalid result"),
 ];
 
@@ -70,7 +73,7 @@ fn request(operation: &str) -> Request {
 
 /// Garbage is a matter of what `action` returns; the rest may happen in both.
 fn moments(how: &str) -> &'static [&'static str] {
-    if how == "garbage" {
+    if ["garbage", "giant"].contains(&how) {
         &["action"]
     } else {
         &["condition", "action"]
@@ -302,4 +305,54 @@ async fn fifty_good_calls_on_the_one_thread_of_a_looping_plugin_end_in_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_good_calls_on_the_two_threads_of_looping_plugins_end_in_time() {
     good_calls_beside_a_loop().await;
+}
+
+/// What a strategy did, and the longest time a task on the same thread had to wait meanwhile.
+async fn beside_a_heart(engine: &Engine) -> (Duration, Duration) {
+    let script = script();
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+    let began = Instant::now();
+    let (call, request) = (call("bad"), request("bad"));
+    let mut decided = std::pin::pin!(engine.call(&script, call, &request));
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            outcome = &mut decided => break outcome,
+        }
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+    };
+    assert_eq!(outcome.unwrap().answer, "b's");
+    (began.elapsed(), longest.max(last.elapsed()))
+}
+
+#[tokio::test]
+async fn whatever_it_does_it_ends_in_its_time_and_never_holds_its_thread_longer_than_a_tick() {
+    const TICK: Duration = Duration::from_millis(10);
+    for how in ["loop", "sleep", "recurse", "flood", "hoard", "giant"] {
+        let when = if how == "giant" {
+            "action"
+        } else {
+            "condition"
+        };
+        // On a busy machine a turn may come late, and that is not the strategy's doing. So it is the
+        // best of many that counts; one that could hold its thread would do so each time.
+        let mut best = (Duration::MAX, Duration::MAX);
+        for _ in 0..10 {
+            // Each time another engine, since faults would quarantine it.
+            let engine = engine(when, how, SWITCH).await;
+            let (took, longest) = beside_a_heart(&engine).await;
+            best = (best.0.min(took), best.1.min(longest));
+            if best.0 <= DECISION + TICK * 2 && best.1 <= TICK * 2 {
+                break;
+            }
+        }
+        let (took, longest) = best;
+        // The call itself takes a little, too.
+        let little = Duration::from_millis(5);
+        assert!(took <= DECISION + TICK * 2 + little, "{how}: {took:?}");
+        // It gives way at the tick's end, and the heart beats once in a millisecond.
+        assert!(longest <= TICK + TICK / 2 + little, "{how}: {longest:?}");
+    }
 }

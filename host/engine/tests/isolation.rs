@@ -263,3 +263,32 @@ async fn a_flood_of_state_operations_is_a_fault_and_a_reused_instance_may_use_as
         assert!(applies(&modest).await);
     }
 }
+
+/// Runs itself once more with far fewer addresses than the pool wants.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn where_addresses_are_scarce_instances_are_made_on_demand_and_decide_all_the_same() {
+    const CHILD: &str = "BACKSTOP_TEST_FEW_ADDRESSES";
+    if std::env::var_os(CHILD).is_some() {
+        assert!(!RUNTIME.is_pooled());
+        let strategy = load(&counting(FIRST), StrategyOptions::default()).await;
+        for _ in 0..5 {
+            assert!(applies(&strategy).await);
+        }
+        return;
+    }
+    assert!(RUNTIME.is_pooled());
+    let child = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 16000000 && exec \"$0\" --exact \"$1\""])
+        .arg(std::env::current_exe().unwrap())
+        .arg("where_addresses_are_scarce_instances_are_made_on_demand_and_decide_all_the_same")
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(
+        child.status.success() && said.contains("1 passed"),
+        "{said}{}",
+        String::from_utf8_lossy(&child.stderr)
+    );
+}

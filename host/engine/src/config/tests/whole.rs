@@ -61,10 +61,28 @@ fn every_key_is_read() {
         (strategy.limits.memory, strategy.limits.configure_deadline),
         (Some(16 << 20), Some(seconds(2)))
     );
+    let limits = &strategy.limits;
+    assert_eq!(
+        [
+            limits.ready,
+            limits.uses,
+            limits.table_elements,
+            limits.instances,
+            limits.memories,
+            limits.state_operations,
+            limits.log_lines,
+        ],
+        [3, 9, 7, 6, 5, 4, 8].map(Some)
+    );
+    assert_eq!(
+        (limits.state_value, limits.folder_file),
+        (Some(100), Some(1 << 10))
+    );
     assert_eq!(
         (strategy.on_fault, strategy.enabled, strategy.grants.state),
         (OnFault::Decline, false, true)
     );
+    assert_eq!(strategy.isolation, Isolation::Reuse);
     assert_eq!(config.retry.default.jitter, Some(Jitter::Decorrelated));
     let delays = config.retry.kinds[&Kind::TOO_MANY_REQUESTS]
         .delays

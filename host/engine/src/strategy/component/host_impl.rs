@@ -36,7 +36,7 @@ const MAX_HANDLES: usize = 256;
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) limits: Limits,
-    pub(super) state: Option<Arc<State>>,
+    pub(super) state: Option<State>,
     pub(super) folder: Option<Folder>,
     pub(super) clock_start: Instant,
 }
@@ -174,7 +174,7 @@ impl Cell {
         self.left.state_operations = left;
         let state = match &self.frozen {
             Some(frozen) => frozen.state.as_ref(),
-            None => self.shared.state.as_deref(),
+            None => self.shared.state.as_ref(),
         };
         Ok(state.ok_or(state::Error::NotGranted))
     }

@@ -12,7 +12,9 @@
 //! plugin folder.
 
 mod bindings;
+mod cache;
 mod capabilities;
+mod compile;
 mod contract;
 mod directory;
 mod error;
@@ -37,9 +39,9 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
 
 pub use capabilities::Grants;
+pub use compile::Compilations;
 pub use directory::{Found, scan};
 pub use error::LoadError;
 pub use frozen::{Frozen, LogLevel, Rehearsal};
@@ -52,6 +54,7 @@ pub use stock::stock;
 
 use self::bindings::backstop::strategy::types;
 use self::capabilities::Folder;
+use self::compile::Code;
 use self::contract::{Contract, Pre};
 use self::frozen::Standstill;
 use self::host_impl::{Cell, MAX_ROUTE_NAME, MAX_ROUTES, Phase, Shared};
@@ -128,6 +131,8 @@ pub struct ComponentStrategy {
     interest: Interest,
     inspection: Inspection,
     quarantine: Quarantine,
+    /// Kept for the next strategy of the same content.
+    _code: Arc<Code>,
     /// A quarantine has begun that nobody was told of yet.
     newly_quarantined: AtomicBool,
 }
@@ -178,16 +183,16 @@ impl ComponentStrategy {
             Compiled::off_thread(runtime, plugin, bytes, &grants, limits.folder_file_bytes).await?;
         let Compiled {
             manifest,
+            code,
             pre,
             folder,
             size,
             sha256,
         } = compiled;
+        let state = || State::new(limits.state_bytes, limits.state_value_bytes);
         let shared = Arc::new(Shared {
             name: plugin.into(),
-            state: grants
-                .state
-                .then(|| Arc::new(State::new(limits.state_bytes, limits.state_value_bytes))),
+            state: grants.state.then(state),
             folder,
             clock_start: runtime.started(),
             limits: limits.clone(),
@@ -199,8 +204,7 @@ impl ComponentStrategy {
             source,
         })?;
         check_grants(plugin, &info, &grants)?;
-        manifest::check_config(plugin, &info.config_schema, &config)?;
-        let config: Arc<str> = config.to_string().into();
+        let config = check_config(plugin, &info, config).await?;
         let routes = Self::first_configure(runtime, &pre, &shared, &config).await?;
 
         let Manifest {
@@ -225,6 +229,7 @@ impl ComponentStrategy {
             interest,
             inspection,
             quarantine,
+            _code: code,
             newly_quarantined: AtomicBool::new(false),
         }))
     }
@@ -497,6 +502,7 @@ fn verdict(
 /// What comes of the work that must not block an async thread.
 struct Compiled {
     manifest: Manifest,
+    code: Arc<Code>,
     pre: Pre,
     folder: Option<Folder>,
     size: usize,
@@ -511,54 +517,54 @@ impl Compiled {
         grants: &Grants,
         file_limit: usize,
     ) -> Result<Self, LoadError> {
-        let (runtime, name, folder) = (runtime.clone(), plugin.to_owned(), grants.folder.clone());
-        let work = move || {
-            let manifest = Manifest::read(&name, &bytes)?;
-            let folder = match folder {
-                None => None,
-                Some(path) => match Folder::open(&path, file_limit) {
-                    Ok(folder) => Some(folder),
-                    Err(source) => {
-                        return Err(LoadError::GrantedFolder {
-                            plugin: name,
-                            path,
-                            source,
-                        });
-                    }
-                },
-            };
-            let component =
-                Component::new(runtime.engine(), &bytes).map_err(|error| LoadError::Compile {
+        let (name, folder) = (plugin.to_owned(), grants.folder.clone());
+        let work = {
+            let runtime = runtime.clone();
+            move || {
+                let manifest = Manifest::read(&name, &bytes)?;
+                let folder = match folder {
+                    None => None,
+                    Some(path) => match Folder::open(&path, file_limit) {
+                        Ok(folder) => Some(folder),
+                        Err(source) => {
+                            return Err(LoadError::GrantedFolder {
+                                plugin: name,
+                                path,
+                                source,
+                            });
+                        }
+                    },
+                };
+                let digest = Sha256::digest(&bytes).into();
+                let code = runtime.compiler().code(&digest, &bytes);
+                let code = code.map_err(|error| LoadError::Compile {
                     plugin: name.clone(),
                     reason: format!("{error:#}"),
                 })?;
-            let shape = |error: wasmtime::Error| {
-                tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
-                LoadError::Shape {
-                    plugin: name.clone(),
-                    wants: format!("{}@{}", bindings::POLICY, manifest.version),
-                    offers: Contract::offers(bindings::POLICY),
-                    part: contract::culprit(&error),
-                }
-            };
-            let linked = runtime.linker().instantiate_pre(&component);
-            let pre = linked.and_then(|pre| Pre::new(manifest.contract, pre));
-            let pre = pre.map_err(shape)?;
-            let sha256 =
-                Sha256::digest(&bytes)
-                    .iter()
-                    .fold(String::with_capacity(64), |mut text, byte| {
-                        let _ = write!(text, "{byte:02x}");
-                        text
-                    });
-            Ok(Self {
-                manifest,
-                pre,
-                folder,
-                size: bytes.len(),
-                sha256,
-            })
+                let shape = |error: wasmtime::Error| {
+                    tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
+                    LoadError::Shape {
+                        plugin: name.clone(),
+                        wants: format!("{}@{}", bindings::POLICY, manifest.version),
+                        offers: Contract::offers(bindings::POLICY),
+                        part: contract::culprit(&error),
+                    }
+                };
+                let linked = runtime.linker().instantiate_pre(&code.0);
+                let pre = linked.and_then(|pre| Pre::new(manifest.contract, pre));
+                let pre = pre.map_err(shape)?;
+                Ok(Self {
+                    manifest,
+                    code,
+                    pre,
+                    folder,
+                    size: bytes.len(),
+                    sha256: hexadecimal(&digest),
+                })
+            }
         };
+        // The semaphore is never closed.
+        let _turn = runtime.compiler().at_once.acquire().await.ok();
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(_) => Err(LoadError::Aborted {
@@ -566,6 +572,33 @@ impl Compiled {
             }),
         }
     }
+}
+
+/// Checks a configuration against the strategy's own schema, and gives it as text. The schema is the
+/// strategy's, and may be as long and as slow as its result limit allows.
+async fn check_config(
+    plugin: &str,
+    info: &StrategyInfo,
+    config: Value,
+) -> Result<Arc<str>, LoadError> {
+    let (name, schema) = (plugin.to_owned(), info.config_schema.clone());
+    let work = move || {
+        manifest::check_config(&name, &schema, &config)?;
+        Ok(config.to_string().into())
+    };
+    let checked = tokio::task::spawn_blocking(work).await;
+    checked.unwrap_or_else(|_| {
+        Err(LoadError::Aborted {
+            plugin: plugin.into(),
+        })
+    })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn check_grants(plugin: &str, info: &StrategyInfo, grants: &Grants) -> Result<(), LoadError> {

@@ -20,10 +20,8 @@ use crate::strategy::StrategyFault;
 
 /// Who may have used an instance before a decision does.
 ///
-/// Measured (release build, one core, a strategy of 60 KB; `cargo bench --bench decision`): the
-/// figures are beside the benchmark. `Reuse` saves a few microseconds of a call that has already
-/// failed, and costs the promise that nothing leaks from one request to another; so `Fresh` is the
-/// default.
+/// `Reuse` saves part of what a decision costs, on a call that has already failed, and gives up the
+/// promise that nothing leaks from one request to another. So `Fresh` is the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]

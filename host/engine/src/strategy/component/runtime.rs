@@ -8,11 +8,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{
-    Cache, CacheConfig, Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig,
-};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::bindings;
+use super::cache::Cache;
+use super::compile::{Compilations, Compiler};
 use super::host_impl::Cell;
 use super::limits::{MAX_TABLE_ELEMENTS, TICK};
 
@@ -35,8 +35,9 @@ pub(super) struct Leave {
 #[non_exhaustive]
 pub struct RuntimeOptions {
     /// The folder compiled components are kept in, so that a large one starts at once the next time.
-    /// It must be an absolute path, and only trusted users may write to it: what is found there is
-    /// executed. Default: none, nothing is kept.
+    /// An absolute path; the folder is made where it is missing. What lies in it runs only if this
+    /// user's own program wrote it for the same component and the same compiler, and it has not
+    /// changed since; anything else is compiled again. Default: none, nothing is kept.
     pub cache: Option<PathBuf>,
 }
 
@@ -54,6 +55,7 @@ pub struct Runtime(Arc<Shared>);
 
 struct Shared {
     engine: Engine,
+    compiler: Compiler,
     linker: Linker<Cell>,
     on_demand: Arc<Semaphore>,
     ready: Arc<Semaphore>,
@@ -75,34 +77,31 @@ impl Runtime {
     /// Makes the runtime and starts the thread that interrupts strategies.
     ///
     /// # Errors
-    /// [`RuntimeError::Cache`] if the cache folder cannot be used; [`RuntimeError::Engine`] if this
-    /// machine cannot run WebAssembly; [`RuntimeError::Thread`] if no thread can be started.
+    /// [`RuntimeError::Cache`] if the cache folder cannot be used, or others may write to it;
+    /// [`RuntimeError::Engine`] if this machine cannot run WebAssembly; [`RuntimeError::Thread`] if
+    /// no thread can be started.
     pub fn new(options: RuntimeOptions) -> Result<Self, RuntimeError> {
-        let cache = match options.cache {
-            None => None,
-            Some(folder) => {
-                let mut config = CacheConfig::new();
-                config.with_directory(&folder);
-                let cache = Cache::new(config).map_err(|error| RuntimeError::Cache {
-                    folder,
-                    source: error.into_boxed_dyn_error(),
-                })?;
-                Some(cache)
-            }
-        };
-        // The pool reserves a terabyte of addresses, which containers and older machines may not
+        // The pool reserves terabytes of addresses, which containers and older machines may not
         // grant; on demand, everything works the same but a little slower.
-        let (engine, pooled) = match Engine::new(&config(cache.clone(), true)) {
+        let (engine, pooled) = match Engine::new(&config(true)) {
             Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::debug!(error = %format_args!("{error:#}"), "no instance pool, instances are made on demand");
-                let engine = Engine::new(&config(cache, false)).map_err(RuntimeError::engine)?;
+                let engine = Engine::new(&config(false)).map_err(RuntimeError::engine)?;
                 (engine, false)
             }
+        };
+        let cache = match options.cache {
+            None => None,
+            Some(folder) => match Cache::open(&folder, &engine) {
+                Ok(cache) => Some(cache),
+                Err(source) => return Err(RuntimeError::Cache { folder, source }),
+            },
         };
         let linker = linker(&engine).map_err(RuntimeError::engine)?;
         let ticker = ticker(&engine)?;
         Ok(Self(Arc::new(Shared {
+            compiler: Compiler::new(engine.clone(), cache),
             engine,
             linker,
             on_demand: Arc::new(Semaphore::new(ON_DEMAND)),
@@ -116,6 +115,15 @@ impl Runtime {
     /// Whether instances come from a pool.
     pub fn is_pooled(&self) -> bool {
         self.0.pooled
+    }
+
+    /// How components became machine code so far.
+    pub fn compilations(&self) -> Compilations {
+        self.0.compiler.compilations()
+    }
+
+    pub(super) fn compiler(&self) -> &Compiler {
+        &self.0.compiler
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -150,12 +158,9 @@ impl Runtime {
     }
 }
 
-fn config(cache: Option<Cache>, pooled: bool) -> Config {
+fn config(pooled: bool) -> Config {
     let mut config = Config::new();
-    config
-        .epoch_interruption(true)
-        .parallel_compilation(true)
-        .cache(cache);
+    config.epoch_interruption(true).parallel_compilation(true);
     if pooled {
         let count = u32::try_from(ON_DEMAND + READY).unwrap_or(u32::MAX);
         let mut pool = PoolingAllocationConfig::new();
@@ -171,6 +176,10 @@ fn config(cache: Option<Cache>, pooled: bool) -> Config {
             .linear_memory_keep_resident(256 << 10)
             .table_keep_resident(16 << 10);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    } else {
+        // By default each memory reserves 4 GiB of addresses, which are scarce here. A memory that
+        // grows beyond this is moved.
+        config.memory_reservation(32 << 20);
     }
     config
 }
@@ -227,13 +236,13 @@ fn ticker(engine: &Engine) -> Result<Sender<()>, RuntimeError> {
 #[non_exhaustive]
 pub enum RuntimeError {
     /// The cache folder cannot be used.
-    #[error("the compile cache {} cannot be used: name a writable folder by its absolute path, or none", folder.display())]
+    #[error("the compile cache {} cannot be used: name a folder that is yours alone by its absolute path, or none", folder.display())]
     Cache {
         /// The folder.
         folder: PathBuf,
         /// Why.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: std::io::Error,
     },
     /// WebAssembly cannot run here.
     #[error("this machine cannot run WebAssembly")]
