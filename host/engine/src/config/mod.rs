@@ -49,6 +49,8 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 pub use completion::Completion;
+#[cfg(feature = "component")]
+pub(crate) use diagnostic::chain;
 pub use diagnostic::{Diagnostic, Severity};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
@@ -73,6 +75,10 @@ pub struct Config {
     /// The folder strategies are loaded from and watched in, relative to the file. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PathBuf>,
+    /// The lock file of that folder, relative to the file: only plugins it names, each with the
+    /// SHA-256 it says, take part. Default: none, every plugin does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugins_lock: Option<PathBuf>,
     /// Whether the stock strategies inside the program take part. Default: true.
     pub stock: bool,
     /// The MCP servers.
@@ -118,6 +124,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             plugins: None,
+            plugins_lock: None,
             stock: true,
             services: Vec::new(),
             models: Vec::new(),
@@ -216,8 +223,13 @@ impl Config {
         let mut patterns = Taken::default();
         let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
         let listen = gateway.listen;
+        let plugins = r.read("plugins", text::folder);
+        let plugins_lock = r.read("plugins_lock", text::path);
+        // A lock that cannot be read as one is not taken for none.
+        let is_open = plugins_lock.is_some() || !r.has("plugins_lock");
         let config = Self {
-            plugins: r.read("plugins", text::folder),
+            plugins: plugins.filter(|_| is_open),
+            plugins_lock,
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets)),
             models: r.entries("model", |r| Model::read(r, &mut targets)),

@@ -8,12 +8,13 @@
 //! asked ([`StrategyFault`]).
 //!
 //! [`Runtime`] is made once, [`ComponentStrategy::load`] checks a component and says in one sentence
-//! what is wrong with it ([`LoadError`]), [`ComponentStrategy::decide`] asks it. [`scan`] reads a
-//! plugin folder.
+//! what is wrong with it ([`LoadError`]), [`ComponentStrategy::decide`] asks it. [`PluginFolder`]
+//! is a folder of them.
 
 mod bindings;
 mod capabilities;
 mod contract;
+mod digest;
 mod directory;
 mod error;
 mod frozen;
@@ -22,6 +23,7 @@ mod instance;
 mod limits;
 mod manifest;
 mod pool;
+mod programs;
 mod quarantine;
 mod runtime;
 mod state;
@@ -29,18 +31,17 @@ mod state;
 mod stock;
 mod verdict;
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
 pub use capabilities::Grants;
-pub use directory::{Found, scan};
+pub use digest::{Digest, DigestError};
+pub use directory::{Listing, PluginFile, PluginFolder, Stamp};
 pub use error::LoadError;
 pub use frozen::{Frozen, LogLevel, Rehearsal};
 pub use limits::{LimitError, Limits};
@@ -62,8 +63,11 @@ use self::quarantine::Quarantine;
 use self::state::State;
 use super::{Decision, Interest, Situation, StrategyFault, StrategyInfo};
 
+/// Characters of a reason that is not in our words.
+const MAX_REASON: usize = 1000;
+
 /// How a strategy is loaded: its part of the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StrategyOptions {
     /// Its configuration, a JSON object. Default: an empty one.
     pub config: Value,
@@ -118,8 +122,8 @@ pub struct Inspection {
     pub isolation: Isolation,
     /// The size of its file, in bytes.
     pub size: usize,
-    /// The SHA-256 of its file, in hexadecimal.
-    pub sha256: String,
+    /// The SHA-256 of its file.
+    pub sha256: Digest,
 }
 
 /// A strategy that is a WebAssembly component, checked, configured and ready to decide.
@@ -291,7 +295,7 @@ impl ComponentStrategy {
         })?;
         answer.map_err(|message| LoadError::Refused {
             plugin: plugin(),
-            message,
+            message: manifest::printable(&message, MAX_REASON),
         })?;
         let Phase::Load(routes) = std::mem::replace(&mut instance.cell().phase, Phase::Start)
         else {
@@ -497,10 +501,10 @@ fn verdict(
 /// What comes of the work that must not block an async thread.
 struct Compiled {
     manifest: Manifest,
-    pre: Pre,
+    pre: Arc<Pre>,
     folder: Option<Folder>,
     size: usize,
-    sha256: String,
+    sha256: Digest,
 }
 
 impl Compiled {
@@ -527,30 +531,28 @@ impl Compiled {
                     }
                 },
             };
-            let component =
-                Component::new(runtime.engine(), &bytes).map_err(|error| LoadError::Compile {
-                    plugin: name.clone(),
-                    reason: format!("{error:#}"),
+            let sha256 = Digest::of(&bytes);
+            let compile = || {
+                let component = Component::new(runtime.engine(), &bytes).map_err(|error| {
+                    LoadError::Compile {
+                        plugin: name.clone(),
+                        reason: manifest::printable(&format!("{error:#}"), MAX_REASON),
+                    }
                 })?;
-            let shape = |error: wasmtime::Error| {
-                tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
-                LoadError::Shape {
-                    plugin: name.clone(),
-                    wants: format!("{}@{}", bindings::POLICY, manifest.version),
-                    offers: Contract::offers(bindings::POLICY),
-                    part: contract::culprit(&error),
-                }
+                let linked = runtime.linker().instantiate_pre(&component);
+                linked
+                    .and_then(|pre| Pre::new(manifest.contract, pre))
+                    .map_err(|error| {
+                        tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
+                        LoadError::Shape {
+                            plugin: name.clone(),
+                            wants: format!("{}@{}", bindings::POLICY, manifest.version),
+                            offers: Contract::offers(bindings::POLICY),
+                            part: contract::culprit(&error),
+                        }
+                    })
             };
-            let linked = runtime.linker().instantiate_pre(&component);
-            let pre = linked.and_then(|pre| Pre::new(manifest.contract, pre));
-            let pre = pre.map_err(shape)?;
-            let sha256 =
-                Sha256::digest(&bytes)
-                    .iter()
-                    .fold(String::with_capacity(64), |mut text, byte| {
-                        let _ = write!(text, "{byte:02x}");
-                        text
-                    });
+            let pre = runtime.programs().get(sha256, compile)?;
             Ok(Self {
                 manifest,
                 pre,

@@ -42,7 +42,7 @@ pub enum Isolation {
 /// The instances of one strategy.
 pub(super) struct Pool {
     runtime: Runtime,
-    pre: Pre,
+    pre: Arc<Pre>,
     shared: Arc<Shared>,
     config: Arc<str>,
     isolation: Isolation,
@@ -62,7 +62,7 @@ struct Held {
 impl Pool {
     pub(super) fn new(
         runtime: Runtime,
-        pre: Pre,
+        pre: Arc<Pre>,
         shared: Arc<Shared>,
         config: Arc<str>,
         isolation: Isolation,

@@ -15,6 +15,7 @@ use wasmtime::{
 use super::bindings;
 use super::host_impl::Cell;
 use super::limits::{MAX_TABLE_ELEMENTS, TICK};
+use super::programs::Programs;
 
 /// Instances that may be made on demand at the same time; further decisions wait. A decision takes
 /// well under a millisecond, so this bounds memory, not throughput.
@@ -55,6 +56,7 @@ pub struct Runtime(Arc<Shared>);
 struct Shared {
     engine: Engine,
     linker: Linker<Cell>,
+    programs: Programs,
     on_demand: Arc<Semaphore>,
     ready: Arc<Semaphore>,
     pooled: bool,
@@ -105,6 +107,7 @@ impl Runtime {
         Ok(Self(Arc::new(Shared {
             engine,
             linker,
+            programs: Programs::default(),
             on_demand: Arc::new(Semaphore::new(ON_DEMAND)),
             ready: Arc::new(Semaphore::new(READY)),
             pooled,
@@ -118,12 +121,21 @@ impl Runtime {
         self.0.pooled
     }
 
+    /// How many different components are compiled and in use. Waits for one that is being compiled.
+    pub fn compiled(&self) -> usize {
+        self.0.programs.len()
+    }
+
     pub(super) fn engine(&self) -> &Engine {
         &self.0.engine
     }
 
     pub(super) fn linker(&self) -> &Linker<Cell> {
         &self.0.linker
+    }
+
+    pub(super) fn programs(&self) -> &Programs {
+        &self.0.programs
     }
 
     /// The moment the strategies' monotonic clock counts from.
