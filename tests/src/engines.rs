@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use backstop::call::Verdict;
 use backstop::config::{Config, Diagnostic};
+use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{CallError, Engine, Outcome, assemble_with};
 
@@ -51,6 +52,7 @@ pub fn model(name: &str) -> String {
 /// What came of starting with a configuration.
 pub struct Started {
     pub engine: Engine,
+    pub set: StrategySet,
     /// Of the file, then of what it names.
     pub diagnostics: Vec<Diagnostic>,
 }
@@ -75,6 +77,7 @@ pub async fn start_in(folder: &Path, text: &str) -> Started {
     diagnostics.extend(assembled.diagnostics);
     Started {
         engine: assembled.engine,
+        set: assembled.strategies,
         diagnostics,
     }
 }

@@ -113,6 +113,8 @@ pub enum EventKind {
         version: String,
         source: String,
     },
+    /// A strategy takes part no more: its file is gone, or the configuration leaves it out.
+    StrategyRemoved { strategy: Arc<str>, source: String },
     /// A file is not a strategy that can be used.
     StrategyRejected { source: String, reason: String },
     /// A call that had trouble was answered.

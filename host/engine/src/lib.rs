@@ -121,7 +121,7 @@
 //! | feature | default | brings |
 //! |---|---|---|
 //! | `component` | yes | strategies as WebAssembly components: the sandbox, the plugin folder, limits |
-//! | `config` | yes | the TOML configuration, and, with `component`, an engine made from it |
+//! | `config` | yes | the TOML configuration, and, with `component`, an engine made from it and a plugin folder that is watched |
 //! | `http` | yes | health probes over HTTP |
 //! | `mcp` | yes | what must be known of MCP: tool annotations, JSON-RPC codes |
 //! | `stock` | yes | the six stock strategies, prebuilt; turns `component` on |
@@ -154,6 +154,8 @@ mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
 pub mod operation;
+#[cfg(all(feature = "config", feature = "component"))]
+pub mod plugins;
 pub mod random;
 pub mod registry;
 pub mod retry;

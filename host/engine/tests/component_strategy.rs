@@ -69,7 +69,7 @@ async fn a_good_strategy_says_what_it_is_and_decides() {
             .imports
             .contains(&"backstop:strategy/state@0.1.0".to_owned())
     );
-    assert_eq!(strategy.inspection().sha256.len(), 64);
+    assert_eq!(strategy.inspection().sha256.to_string().len(), 64);
     let decision = strategy.decide(&situation()).await.unwrap().unwrap();
     assert_eq!(
         decision,

@@ -4,16 +4,17 @@
 //! where, why and how to mend it. Whether a program goes on with the rest is its own affair.
 
 mod policies;
-mod strategies;
 
 use crate::budget::BudgetPolicy;
 use crate::cache::CacheLimits;
-use crate::config::{Config, Diagnostic};
+use crate::config::{Config, Diagnostic, chain};
 use crate::detect::{Detector, Pattern};
 use crate::engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
 use crate::operation::OperationRules;
+use crate::plugins::StrategySet;
 use crate::strategy::component::Runtime;
 use std::path::Path;
+use std::sync::Arc;
 
 /// An engine made from a configuration.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ use std::path::Path;
 pub struct Assembled {
     /// The engine, with targets and strategies.
     pub engine: Engine,
+    /// Keeps the strategies as the configuration and its plugin folder ask for, while the engine runs.
+    pub strategies: StrategySet,
     /// What the configuration says of operations.
     pub operations: OperationRules,
     /// What could not be used.
@@ -97,10 +100,14 @@ pub async fn assemble_with(
     }
     let engine = builder.build()?;
     policies::targets(config, engine.registry(), &mut notes);
-    strategies::load(config, &engine, runtime, &mut notes).await;
+    let strategies = StrategySet::new(engine.clone(), runtime.clone());
+    let plan = strategies.plan(Arc::new(config.clone()), file).await;
+    notes.list.extend(plan.diagnostics());
+    plan.commit();
     let operations = policies::operations(config, &mut notes);
     Ok(Assembled {
         engine,
+        strategies,
         operations,
         diagnostics: notes.list,
     })
@@ -115,17 +122,7 @@ struct Notes<'a> {
 impl Notes<'_> {
     /// Notes an error about a field, with its chain of causes.
     fn error(&mut self, field: impl Into<String>, error: &(dyn std::error::Error + 'static)) {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !message.contains(&text) {
-                message.push_str(": ");
-                message.push_str(&text);
-            }
-            source = cause.source();
-        }
-        self.say(field, message);
+        self.say(field, chain(error));
     }
 
     fn say(&mut self, field: impl Into<String>, message: String) {

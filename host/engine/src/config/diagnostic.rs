@@ -97,6 +97,22 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+/// An error and its causes on one line, each told once.
+#[cfg(feature = "component")]
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        source = cause.source();
+    }
+    message
+}
+
 /// Turns byte offsets into lines and columns.
 pub(super) struct Positions<'t> {
     text: &'t str,

@@ -50,6 +50,8 @@ use serde::Serialize;
 use toml::de::DeTable;
 
 pub use completion::Completion;
+#[cfg(feature = "component")]
+pub(crate) use diagnostic::chain;
 pub use diagnostic::{Diagnostic, Severity};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
@@ -75,6 +77,10 @@ pub struct Config {
     /// The folder strategies are loaded from and watched in, relative to the file. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugins: Option<PathBuf>,
+    /// The lock file of that folder, relative to the file: only plugins it names, each with the
+    /// SHA-256 it says, take part. Default: none, every plugin does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugins_lock: Option<PathBuf>,
     /// Whether the stock strategies inside the program take part. Default: true.
     pub stock: bool,
     /// The MCP servers.
@@ -120,6 +126,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             plugins: None,
+            plugins_lock: None,
             stock: true,
             services: Vec::new(),
             models: Vec::new(),
@@ -219,8 +226,13 @@ impl Config {
         let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
         let listen = gateway.listen;
         let circuit = r.section("circuit", Circuit::read).unwrap_or_default();
+        let plugins = r.read("plugins", text::folder);
+        let plugins_lock = r.read("plugins_lock", text::path);
+        // A lock that cannot be read as one is not taken for none.
+        let is_open = plugins_lock.is_some() || !r.has("plugins_lock");
         let config = Self {
-            plugins: r.read("plugins", text::folder),
+            plugins: plugins.filter(|_| is_open),
+            plugins_lock,
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
             models: r.entries("model", |r| Model::read(r, &mut targets, &circuit)),

@@ -119,6 +119,20 @@ pub(super) fn listen(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<SocketAddr> {
     })
 }
 
+/// A file that may be there, relative to the file.
+pub(super) fn path(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<PathBuf> {
+    let text = text(value, cx)?;
+    if text.is_empty() {
+        let reason = "it is empty".to_owned();
+        return Err(Issue::error(
+            "not a path",
+            reason,
+            "Write the path of a file.",
+        ));
+    }
+    Ok(cx.folder.join(text))
+}
+
 /// A folder that is there, relative to the file.
 pub(super) fn folder(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<PathBuf> {
     let path = cx.folder.join(text(value, cx)?);

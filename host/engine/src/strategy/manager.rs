@@ -4,6 +4,7 @@
 //! name. A change is a new list swapped in whole; a call that is under way keeps the list it began
 //! with.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -259,12 +260,25 @@ impl StrategyManager {
         })
     }
 
+    /// Takes the strategies `out` out and puts `into` in, in one step: no call sees half of it. One
+    /// whose name another has stays out.
+    #[cfg(all(feature = "component", feature = "config"))]
+    pub(crate) fn exchange(&self, out: &[Arc<Entry>], into: Vec<Arc<Entry>>) {
+        let out: HashSet<_> = out.iter().map(Arc::as_ptr).collect();
+        self.change(|entries| {
+            entries.retain(|entry| !out.contains(&Arc::as_ptr(entry)));
+            let taken: HashSet<_> = entries.iter().map(|entry| entry.name.clone()).collect();
+            let is_free = |entry: &Arc<Entry>| !taken.contains(&entry.name);
+            entries.extend(into.into_iter().filter(is_free));
+        });
+    }
+
     /// Puts these strategies in the place of all others, in one step.
     ///
     /// # Errors
     /// [`ManagerError::Duplicate`] if two have one name; the old ones then stay.
     pub fn replace_all(&self, all: Vec<Entry>) -> Result<(), ManagerError> {
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         if let Some(entry) = all.iter().find(|entry| !names.insert(entry.name.clone())) {
             return Err(ManagerError::Duplicate(entry.name.clone()));
         }

@@ -109,6 +109,18 @@ pub(crate) struct Guest {
     pub(crate) interface: &'static str,
     /// Pages of memory it starts with.
     pub(crate) pages: u32,
+    /// Component items before the memory: functions that need none, lowered.
+    pub(crate) early: &'static str,
+    /// What the module of the memory imports, and what that is instantiated with.
+    pub(crate) early_imports: &'static str,
+    pub(crate) early_with: &'static str,
+    /// Instructions at the beginning of `realloc`.
+    pub(crate) realloc: &'static str,
+    /// Component items after the memory: functions, lowered.
+    pub(crate) lowered: &'static str,
+    /// What the core module imports from `env`, and what `env` has more.
+    pub(crate) core_imports: &'static str,
+    pub(crate) env: &'static str,
 }
 
 impl Default for Guest {
@@ -127,6 +139,13 @@ impl Default for Guest {
             imports: "",
             interface: "backstop:strategy/policy",
             pages: 2,
+            early: "",
+            early_imports: "",
+            early_with: "",
+            realloc: "",
+            lowered: "",
+            core_imports: "",
+            env: "",
         }
     }
 }
@@ -276,6 +295,13 @@ impl Guest {
             imports,
             interface,
             pages,
+            early,
+            early_imports,
+            early_with,
+            realloc,
+            lowered,
+            core_imports,
+            env,
             ..
         } = self;
         format!(
@@ -297,26 +323,31 @@ impl Guest {
     (export "read" (func (param "path" string) (result (result (list u8) (error $error)))))))
   (import "backstop:strategy/routes@0.1.0" (instance $routes
     (export "declare" (func (param "source" string) (param "fallback" string)))))
+  {early}
   (core module $mem
+    {early_imports}
     (memory (export "memory") {pages})
     (global $next (mut i32) (i32.const 65536))
     (func (export "realloc") (param i32 i32 i32 i32) (result i32) (local i32)
+      {realloc}
       (local.set 4 (i32.and (i32.add (global.get $next) (i32.const 7)) (i32.const -8)))
       (global.set $next (i32.add (local.get 4) (local.get 3)))
       (local.get 4)))
-  (core instance $mem (instantiate $mem))
+  (core instance $mem (instantiate $mem {early_with}))
   (alias core export $mem "memory" (core memory $memory))
   (alias core export $mem "realloc" (core func $realloc))
   (core func $increment (canon lower (func $state "increment") (memory $memory) (realloc $realloc)))
   (core func $set (canon lower (func $state "set") (memory $memory) (realloc $realloc)))
   (core func $read (canon lower (func $folder "read") (memory $memory) (realloc $realloc)))
   (core func $declare (canon lower (func $routes "declare") (memory $memory)))
+  {lowered}
   (core module $main
     (import "env" "memory" (memory 1))
     (import "env" "increment" (func $increment (param i32 i32 i64 i32 i64 i32)))
     (import "env" "set" (func $set (param i32 i32 i32 i32 i32 i64 i32)))
     (import "env" "read" (func $read (param i32 i32 i32)))
     (import "env" "declare" (func $declare (param i32 i32 i32 i32)))
+    {core_imports}
     (global $count (mut i32) (i32.const 0))
     (data (i32.const 0) "{image}")
     {items}
@@ -327,7 +358,7 @@ impl Guest {
   (core instance $main (instantiate $main (with "env" (instance
     (export "memory" (memory $memory))
     (export "increment" (func $increment)) (export "set" (func $set))
-    (export "read" (func $read)) (export "declare" (func $declare))))))
+    (export "read" (func $read)) (export "declare" (func $declare)) {env}))))
   {types}
   {lifted}
   (component $shim

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use backstop::config::{Config, Diagnostic, Service, Transport};
 use backstop::health::{Prober, UrlProber};
+use backstop::plugins::StrategySet;
 use backstop::registry::Target;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, Failure, assemble};
@@ -21,6 +22,7 @@ use futures_util::future::BoxFuture;
 pub(crate) struct Host {
     pub(crate) config: Config,
     pub(crate) gateway: Gateway,
+    pub(crate) strategies: StrategySet,
     pub(crate) diagnostics: Vec<Diagnostic>,
 }
 
@@ -43,6 +45,7 @@ impl Host {
             .context("the policies of the configuration")?;
         let Assembled {
             engine,
+            strategies,
             operations,
             diagnostics: found,
             ..
@@ -85,6 +88,7 @@ impl Host {
         Ok(Self {
             config,
             gateway,
+            strategies,
             diagnostics,
         })
     }

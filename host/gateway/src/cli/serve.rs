@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use backstop::health::HealthChecker;
+use backstop::plugins::WatchOptions;
 use backstop_gateway::HttpOptions;
 use tokio::net::TcpListener;
 
@@ -45,6 +46,8 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         host.prober()?,
         backstop::random::from_os(),
     );
+
+    let _watch = host.strategies.watch(WatchOptions::default());
 
     let gateway = host.gateway.clone();
     let served = async {

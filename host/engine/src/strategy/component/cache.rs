@@ -20,11 +20,11 @@ use std::time::SystemTime;
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, Metadata, OpenOptions};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::hexadecimal;
+use super::digest::Digest;
 
 /// Named in every tag: what is tagged, and in which form.
 const FORM: &[u8] = b"backstop compiled component 1\0";
@@ -36,15 +36,12 @@ const TAG_BYTES: usize = 32;
 /// Bytes all entries may have together: the oldest beyond that are removed.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// A component's SHA-256.
-pub(super) type Fingerprint = [u8; 32];
-
 /// The folder.
 #[derive(Debug)]
 pub(super) struct Cache {
     dir: Dir,
     key: [u8; KEY_BYTES],
-    compiler: Fingerprint,
+    compiler: [u8; 32],
 }
 
 /// Why an entry was not used.
@@ -78,18 +75,18 @@ impl Cache {
         Ok(cache)
     }
 
-    fn name(&self, component: &Fingerprint) -> String {
+    fn name(&self, component: &Digest) -> String {
         // The compiler is in the tag in full; here it only lets two versions live side by side.
         let compiler = &hexadecimal(&self.compiler)[..16];
-        format!("{}.{compiler}", hexadecimal(component))
+        format!("{component}.{compiler}")
     }
 
-    fn tag(&self, component: &Fingerprint, code: &[u8]) -> [u8; TAG_BYTES] {
-        hmac(&self.key, &[FORM, &self.compiler, component, code])
+    fn tag(&self, component: &Digest, code: &[u8]) -> [u8; TAG_BYTES] {
+        hmac(&self.key, &[FORM, &self.compiler, component.as_bytes(), code])
     }
 
     /// The compiled component, if there is an entry of ours.
-    pub(super) fn load(&self, engine: &Engine, component: &Fingerprint) -> Result<Component, Miss> {
+    pub(super) fn load(&self, engine: &Engine, component: &Digest) -> Result<Component, Miss> {
         let name = self.name(component);
         let Ok(file) = self.dir.open(&name) else {
             return Err(Miss::Absent);
@@ -114,7 +111,7 @@ impl Cache {
     }
 
     /// Keeps a compiled component. That it cannot be kept costs time, the next time.
-    pub(super) fn store(&self, fingerprint: &Fingerprint, component: &Component) {
+    pub(super) fn store(&self, fingerprint: &Digest, component: &Component) {
         let stored = component
             .serialize()
             .map_err(|error| std::io::Error::other(error.to_string()))
@@ -181,6 +178,10 @@ fn hmac(key: &[u8], message: &[&[u8]]) -> [u8; TAG_BYTES] {
     let mut outer = padded(0x5c);
     outer.update(inner.finalize());
     outer.finalize().into()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn make_private(folder: &Path) -> std::io::Result<()> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cap_std::ambient_authority;
-use cap_std::fs::Dir;
+use cap_std::fs::{Dir, File, Metadata};
 use serde::{Deserialize, Serialize};
 
 /// What the configuration grants to one strategy. Default: nothing.
@@ -60,17 +60,9 @@ impl Folder {
 
 /// Reads a regular file that lies inside the folder and is not larger than `limit` bytes.
 pub(super) fn read_within(dir: &Dir, path: &Path, limit: usize) -> Result<Vec<u8>, FolderError> {
-    // Looked at before it is opened: opening a pipe would wait for its writer.
-    let about = dir.metadata(path).map_err(refusal)?;
-    if !about.is_file() {
-        return Err(FolderError::Forbidden);
-    }
-    if about.len() > limit as u64 {
-        return Err(FolderError::TooLarge(limit));
-    }
+    let (file, about) = open_within(dir, path, limit)?;
     let mut content = Vec::with_capacity(usize::try_from(about.len()).unwrap_or(0));
     // The file may have grown since.
-    let file = dir.open(path).map_err(refusal)?;
     file.take(limit as u64 + 1)
         .read_to_end(&mut content)
         .map_err(refusal)?;
@@ -79,6 +71,28 @@ pub(super) fn read_within(dir: &Dir, path: &Path, limit: usize) -> Result<Vec<u8
     } else {
         Ok(content)
     }
+}
+
+/// Opens a regular file that lies inside the folder and is not larger than `limit` bytes.
+pub(super) fn open_within(
+    dir: &Dir,
+    path: &Path,
+    limit: usize,
+) -> Result<(File, Metadata), FolderError> {
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    if !dir.metadata(path).map_err(refusal)?.is_file() {
+        return Err(FolderError::Forbidden);
+    }
+    let file = dir.open(path).map_err(refusal)?;
+    // Looked at again, since another may have taken its place.
+    let about = file.metadata().map_err(refusal)?;
+    if !about.is_file() {
+        return Err(FolderError::Forbidden);
+    }
+    if about.len() > limit as u64 {
+        return Err(FolderError::TooLarge(limit));
+    }
+    Ok((file, about))
 }
 
 fn refusal(error: std::io::Error) -> FolderError {

@@ -10,13 +10,14 @@ use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-use super::cache::{Cache, Fingerprint, Miss};
+use super::cache::{Cache, Miss};
+use super::digest::Digest;
 
 /// What compiles for a runtime.
 pub(super) struct Compiler {
     engine: Engine,
     cache: Option<Cache>,
-    known: Mutex<HashMap<Fingerprint, Arc<Place>>>,
+    known: Mutex<HashMap<Digest, Arc<Place>>>,
     /// One for each core: the compiler uses several threads by itself.
     pub(super) at_once: Semaphore,
     compiled: AtomicU64,
@@ -43,6 +44,8 @@ pub struct Compilations {
     pub shared: u64,
     /// Entries of the cache that were not ours, or damaged; each was compiled instead.
     pub refused: u64,
+    /// Different components that are in use now.
+    pub in_use: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,13 +74,14 @@ impl Compiler {
             from_cache: count(&self.from_cache),
             shared: count(&self.shared),
             refused: count(&self.refused),
+            in_use: self.in_use(),
         }
     }
 
     /// The code of a component. Blocks, for seconds where it must be compiled.
     pub(super) fn code(
         &self,
-        fingerprint: &Fingerprint,
+        fingerprint: &Digest,
         bytes: &[u8],
     ) -> wasmtime::Result<Arc<Code>> {
         let place = self.place(fingerprint);
@@ -91,14 +95,21 @@ impl Compiler {
         Ok(made)
     }
 
-    fn place(&self, fingerprint: &Fingerprint) -> Arc<Place> {
+    /// Waits for a component that is being compiled.
+    fn in_use(&self) -> usize {
+        let places: Vec<_> = lock(&self.known).values().cloned().collect();
+        let is_used = |place: &&Arc<Place>| lock(place).strong_count() > 0;
+        places.iter().filter(is_used).count()
+    }
+
+    fn place(&self, fingerprint: &Digest) -> Arc<Place> {
         let mut known = lock(&self.known);
         // Somebody else who holds a place is about to fill it.
         known.retain(|_, place| Arc::strong_count(place) > 1 || lock(place).strong_count() > 0);
         known.entry(*fingerprint).or_default().clone()
     }
 
-    fn make(&self, fingerprint: &Fingerprint, bytes: &[u8]) -> wasmtime::Result<Component> {
+    fn make(&self, fingerprint: &Digest, bytes: &[u8]) -> wasmtime::Result<Component> {
         if let Some(cache) = &self.cache {
             match cache.load(&self.engine, fingerprint) {
                 Ok(component) => {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::digest::Digest;
 use super::limits::{LimitError, Size};
 use crate::strategy::{InfoError, StrategyFault};
 
@@ -30,6 +31,25 @@ pub enum LoadError {
     /// A file of the plugin folder is a link that leaves the folder.
     #[error("plugin {plugin}: {} leads out of the plugin folder: put the file itself there", path.display())]
     Escape { plugin: String, path: PathBuf },
+    /// A file of the plugin folder has a name no plugin can have.
+    #[error(
+        "{path:?} has a name no plugin can have: rename it to 1 to 64 letters, digits, `-` or `_`, and `.wasm`"
+    )]
+    FileName { path: PathBuf },
+    /// A file of the plugin folder changed while it was read.
+    #[error("plugin {plugin}: {} is being written: wait until it is complete, or move it into the folder when it is", path.display())]
+    Changing { plugin: String, path: PathBuf },
+    /// The lock file does not name the plugin.
+    #[error("plugin {plugin}: {} does not name it, so it is not trusted: check where the file comes from, then write the lock again", lock.display())]
+    NotLocked { plugin: String, lock: PathBuf },
+    /// The file is not the one the lock file names.
+    #[error("plugin {plugin}: its SHA-256 is {found}, and {} has {locked}: it is not the file that was trusted; put that one back, or check this one and write the lock again", lock.display())]
+    LockMismatch {
+        plugin: String,
+        lock: PathBuf,
+        locked: Digest,
+        found: Digest,
+    },
     /// The file is too large.
     #[error("plugin {plugin}: the component is larger than {}, the most a component may have: build it smaller", Size(*limit))]
     TooLarge { plugin: String, limit: usize },
@@ -51,6 +71,16 @@ pub enum LoadError {
         "plugin {plugin}: the file is damaged or incomplete ({reason}): copy or build it again"
     )]
     Damaged { plugin: String, reason: String },
+    /// The component has so much of something that compiling it would take too long.
+    #[error(
+        "plugin {plugin}: has {count} {what} or more, and at most {limit} are accepted: build it smaller"
+    )]
+    Excessive {
+        plugin: String,
+        what: &'static str,
+        count: usize,
+        limit: usize,
+    },
     /// The component is not a strategy.
     #[error(
         "plugin {plugin}: not a fallback strategy: it does not export {wanted} but {}: build it for the world `strategy` of `backstop:strategy`",
@@ -175,17 +205,36 @@ fn listed(names: &[String]) -> String {
 }
 
 impl LoadError {
+    /// Whether the same file may be accepted at another time: what was wrong is not in it.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::File { .. }
+            | Self::Changing { .. }
+            | Self::GrantedFolder { .. }
+            | Self::Aborted { .. } => true,
+            Self::Metadata { source, .. } | Self::Configure { source, .. } => matches!(
+                source,
+                StrategyFault::Timeout(_) | StrategyFault::Instantiate(_)
+            ),
+            _ => false,
+        }
+    }
+
     /// The plugin it is about; `None` where it is about the folder.
     pub fn plugin(&self) -> Option<&str> {
         match self {
-            Self::Folder { .. } => None,
+            Self::Folder { .. } | Self::FileName { .. } => None,
             Self::File { plugin, .. }
             | Self::Escape { plugin, .. }
+            | Self::Changing { plugin, .. }
+            | Self::NotLocked { plugin, .. }
+            | Self::LockMismatch { plugin, .. }
             | Self::TooLarge { plugin, .. }
             | Self::Limit { plugin, .. }
             | Self::NotWasm { plugin }
             | Self::CoreModule { plugin }
             | Self::Damaged { plugin, .. }
+            | Self::Excessive { plugin, .. }
             | Self::WrongWorld { plugin, .. }
             | Self::Contract { plugin, .. }
             | Self::Forbidden { plugin, .. }

@@ -16,6 +16,98 @@ const MAX_ENTRIES: usize = 256;
 /// Bytes of one of them.
 const MAX_ENTRY_BYTES: usize = 256;
 
+/// What a component may be made of. A compiler works on what it is given until it is done, so what
+/// would take it minutes is not given to it. The largest in use (an interpreter for Python, 18 MB)
+/// have a quarter of these at most.
+const MAX_DEPTH: u32 = 32;
+/// Definitions outside core modules: types, instances, aliases, functions, imports, exports.
+const MAX_ITEMS: u32 = 20_000;
+/// Functions of all core modules together.
+const MAX_FUNCTIONS: u32 = 100_000;
+/// Bytes of one function: the time to compile one grows faster than its length.
+const MAX_FUNCTION_BYTES: usize = 1 << 20;
+/// Characters of a name in a message.
+const MAX_SHOWN: usize = 200;
+
+/// A text of the component's own on one line, and not too much of it: it goes into logs and onto
+/// terminals.
+pub(super) fn printable(text: &str, most: usize) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(most) {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// What a component is made of, counted.
+#[derive(Default)]
+struct Parts {
+    depth: u32,
+    items: u32,
+    functions: u32,
+    longest: usize,
+}
+
+impl Parts {
+    fn count(&mut self, payload: &Payload<'_>) {
+        let items = match payload {
+            // A nested module or component ends like the outermost one does.
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                self.depth += 1;
+                1
+            }
+            Payload::End(_) => {
+                self.depth = self.depth.saturating_sub(1);
+                0
+            }
+            Payload::CodeSectionStart { count, .. } => {
+                self.functions = self.functions.saturating_add(*count);
+                0
+            }
+            Payload::CodeSectionEntry(body) => {
+                self.longest = self.longest.max(body.range().len());
+                0
+            }
+            Payload::InstanceSection(section) => section.count(),
+            Payload::CoreTypeSection(section) => section.count(),
+            Payload::ComponentInstanceSection(section) => section.count(),
+            Payload::ComponentAliasSection(section) => section.count(),
+            Payload::ComponentTypeSection(section) => section.count(),
+            Payload::ComponentCanonicalSection(section) => section.count(),
+            Payload::ComponentImportSection(section) => section.count(),
+            Payload::ComponentExportSection(section) => section.count(),
+            _ => 0,
+        };
+        self.items = self.items.saturating_add(items);
+    }
+
+    fn check(&self, plugin: &str) -> Result<(), LoadError> {
+        let check = |what, count: usize, limit: usize| {
+            if count <= limit {
+                return Ok(());
+            }
+            Err(LoadError::Excessive {
+                plugin: plugin.to_owned(),
+                what,
+                count,
+                limit,
+            })
+        };
+        check(
+            "components within components",
+            self.depth as usize,
+            MAX_DEPTH as usize,
+        )?;
+        check("definitions", self.items as usize, MAX_ITEMS as usize)?;
+        check("functions", self.functions as usize, MAX_FUNCTIONS as usize)?;
+        check("bytes in one function", self.longest, MAX_FUNCTION_BYTES)
+    }
+}
+
 /// The names a component imports and exports, and the contract it was built for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
@@ -29,42 +121,44 @@ pub(super) struct Manifest {
 impl Manifest {
     /// Reads and checks the names.
     pub(super) fn read(plugin: &str, bytes: &[u8]) -> Result<Self, LoadError> {
-        let plugin = || plugin.to_owned();
+        let name = || plugin.to_owned();
         if !bytes.starts_with(b"\0asm") {
-            return Err(LoadError::NotWasm { plugin: plugin() });
+            return Err(LoadError::NotWasm { plugin: name() });
         }
         let damaged = |error: wasmparser::BinaryReaderError| LoadError::Damaged {
-            plugin: plugin(),
+            plugin: name(),
             reason: format!("{} at byte {}", error.message(), error.offset()),
         };
-        let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0_u32);
+        let (mut imports, mut exports, mut parts) = (Vec::new(), Vec::new(), Parts::default());
         for payload in Parser::new(0).parse_all(bytes) {
-            match payload.map_err(damaged)? {
+            let payload = payload.map_err(damaged)?;
+            parts.count(&payload);
+            parts.check(plugin)?;
+            match payload {
                 Payload::Version {
                     encoding: Encoding::Module,
                     ..
-                } if depth == 0 => {
-                    return Err(LoadError::CoreModule { plugin: plugin() });
+                } if parts.depth == 0 => {
+                    return Err(LoadError::CoreModule { plugin: name() });
                 }
-                // A nested module or component ends like the outermost one does.
-                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-                Payload::End(_) => depth = depth.saturating_sub(1),
-                Payload::ComponentImportSection(section) if depth == 0 => {
+                Payload::ComponentImportSection(section) if parts.depth == 0 => {
                     for import in section {
-                        imports.push(import.map_err(damaged)?.name.name.to_owned());
+                        let import = import.map_err(damaged)?.name.name;
+                        imports.push(printable(import, MAX_SHOWN));
                     }
                 }
-                Payload::ComponentExportSection(section) if depth == 0 => {
+                Payload::ComponentExportSection(section) if parts.depth == 0 => {
                     for export in section {
-                        exports.push(export.map_err(damaged)?.name.name.to_owned());
+                        let export = export.map_err(damaged)?.name.name;
+                        exports.push(printable(export, MAX_SHOWN));
                     }
                 }
                 _ => {}
             }
         }
-        let (version, contract) = contract(&plugin(), exports)?;
+        let (version, contract) = contract(plugin, exports)?;
         for import in &imports {
-            check_import(&plugin(), import)?;
+            check_import(plugin, import)?;
         }
         Ok(Self {
             imports,
@@ -178,6 +272,10 @@ pub(super) fn info(plugin: &str, metadata: types::Metadata) -> Result<StrategyIn
                 name,
                 format!("{} bytes, use 1 to {MAX_ENTRY_BYTES}", text.len()),
             ));
+        }
+        if text.chars().any(char::is_control) {
+            let reason = "it has a control character, which logs and terminals would obey";
+            return Err(field(name, reason.into()));
         }
     }
     let info = StrategyInfo {
@@ -327,6 +425,21 @@ mod tests {
             assert!(error.contains("`config-schema`"), "{error}");
         }
         assert!(check_config("p", "", &json!({ "any": 1 })).is_ok());
+    }
+
+    #[test]
+    fn what_a_component_says_of_itself_stays_on_one_short_line() {
+        assert_eq!(printable("a\u{1b}[2J\nb", 200), "a\\u{1b}[2J\\nb");
+        assert_eq!(printable("äöü", 2), "äö");
+        // A component that exports a name with a line break and an escape in it.
+        let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+        bytes.extend([4, 8]);
+        bytes.extend(b"\0asm\x0d\0\x01\0");
+        bytes.extend([11, 12, 1, 0, 6]);
+        bytes.extend(b"a\x1b\n[2J");
+        bytes.extend([4, 0, 0]);
+        let said = Manifest::read("p", &bytes).unwrap_err().to_string();
+        assert!(said.contains("a\\u{1b}\\n[2J"), "{said}");
     }
 
     #[test]

@@ -8,14 +8,15 @@
 //! asked ([`StrategyFault`]).
 //!
 //! [`Runtime`] is made once, [`ComponentStrategy::load`] checks a component and says in one sentence
-//! what is wrong with it ([`LoadError`]), [`ComponentStrategy::decide`] asks it. [`scan`] reads a
-//! plugin folder.
+//! what is wrong with it ([`LoadError`]), [`ComponentStrategy::decide`] asks it. [`PluginFolder`]
+//! is a folder of them.
 
 mod bindings;
 mod cache;
 mod capabilities;
 mod compile;
 mod contract;
+mod digest;
 mod directory;
 mod error;
 mod frozen;
@@ -31,18 +32,17 @@ mod state;
 mod stock;
 mod verdict;
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 pub use capabilities::Grants;
 pub use compile::Compilations;
-pub use directory::{Found, scan};
+pub use digest::{Digest, DigestError};
+pub use directory::{Listing, PluginFile, PluginFolder, Stamp};
 pub use error::LoadError;
 pub use frozen::{Frozen, LogLevel, Rehearsal};
 pub use limits::{LimitError, Limits};
@@ -65,8 +65,11 @@ use self::quarantine::Quarantine;
 use self::state::State;
 use super::{Decision, Interest, Situation, StrategyFault, StrategyInfo};
 
+/// Characters of a reason that is not in our words.
+const MAX_REASON: usize = 1000;
+
 /// How a strategy is loaded: its part of the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StrategyOptions {
     /// Its configuration, a JSON object. Default: an empty one.
     pub config: Value,
@@ -121,8 +124,8 @@ pub struct Inspection {
     pub isolation: Isolation,
     /// The size of its file, in bytes.
     pub size: usize,
-    /// The SHA-256 of its file, in hexadecimal.
-    pub sha256: String,
+    /// The SHA-256 of its file.
+    pub sha256: Digest,
 }
 
 /// A strategy that is a WebAssembly component, checked, configured and ready to decide.
@@ -296,7 +299,7 @@ impl ComponentStrategy {
         })?;
         answer.map_err(|message| LoadError::Refused {
             plugin: plugin(),
-            message,
+            message: manifest::printable(&message, MAX_REASON),
         })?;
         let Phase::Load(routes) = std::mem::replace(&mut instance.cell().phase, Phase::Start)
         else {
@@ -506,7 +509,7 @@ struct Compiled {
     pre: Pre,
     folder: Option<Folder>,
     size: usize,
-    sha256: String,
+    sha256: Digest,
 }
 
 impl Compiled {
@@ -535,11 +538,11 @@ impl Compiled {
                         }
                     },
                 };
-                let digest = Sha256::digest(&bytes).into();
-                let code = runtime.compiler().code(&digest, &bytes);
+                let sha256 = Digest::of(&bytes);
+                let code = runtime.compiler().code(&sha256, &bytes);
                 let code = code.map_err(|error| LoadError::Compile {
                     plugin: name.clone(),
-                    reason: format!("{error:#}"),
+                    reason: manifest::printable(&format!("{error:#}"), MAX_REASON),
                 })?;
                 let shape = |error: wasmtime::Error| {
                     tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
@@ -559,7 +562,7 @@ impl Compiled {
                     pre,
                     folder,
                     size: bytes.len(),
-                    sha256: hexadecimal(&digest),
+                    sha256,
                 })
             }
         };
@@ -591,13 +594,6 @@ async fn check_config(
         Err(LoadError::Aborted {
             plugin: plugin.into(),
         })
-    })
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }
 
