@@ -14,6 +14,7 @@
 mod bindings;
 mod capabilities;
 mod contract;
+mod describe;
 mod directory;
 mod error;
 mod frozen;
@@ -40,6 +41,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
 pub use capabilities::Grants;
+pub use describe::Description;
 pub use directory::{Found, scan};
 pub use error::LoadError;
 pub use frozen::{Frozen, LogLevel, Rehearsal};
@@ -162,20 +164,7 @@ impl ComponentStrategy {
             isolation,
             quarantine,
         } = options;
-        limits.validate().map_err(|source| LoadError::Limit {
-            plugin: plugin.into(),
-            source,
-        })?;
-        let bytes = bytes.into();
-        if bytes.len() > limits.component_bytes {
-            return Err(LoadError::TooLarge {
-                plugin: plugin.into(),
-                limit: limits.component_bytes,
-            });
-        }
-
-        let compiled =
-            Compiled::off_thread(runtime, plugin, bytes, &grants, limits.folder_file_bytes).await?;
+        let compiled = Self::compile(runtime, plugin, bytes.into(), &limits, &grants).await?;
         let Compiled {
             manifest,
             pre,
@@ -227,6 +216,27 @@ impl ComponentStrategy {
             quarantine,
             newly_quarantined: AtomicBool::new(false),
         }))
+    }
+
+    /// What needs no configuration: the file is checked, compiled and linked.
+    async fn compile(
+        runtime: &Runtime,
+        plugin: &str,
+        bytes: Bytes,
+        limits: &Limits,
+        grants: &Grants,
+    ) -> Result<Compiled, LoadError> {
+        limits.validate().map_err(|source| LoadError::Limit {
+            plugin: plugin.into(),
+            source,
+        })?;
+        if bytes.len() > limits.component_bytes {
+            return Err(LoadError::TooLarge {
+                plugin: plugin.into(),
+                limit: limits.component_bytes,
+            });
+        }
+        Compiled::off_thread(runtime, plugin, bytes, grants, limits.folder_file_bytes).await
     }
 
     async fn ask_metadata(
