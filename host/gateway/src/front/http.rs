@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Running, Session};
 use crate::envelope::{self, Envelope, Json};
+use crate::model::Models;
 use crate::router::{Asker, Router};
 use crate::upstream::{MAX_MESSAGE_BYTES, META_VERSION, name_of};
 
@@ -87,6 +88,7 @@ struct Front {
 /// Serves the endpoint until `shutdown` is set; requests under way are finished first.
 pub(crate) async fn serve(
     router: Arc<Router>,
+    models: Option<Arc<Models>>,
     listener: TcpListener,
     options: HttpOptions,
     shutdown: CancellationToken,
@@ -98,9 +100,14 @@ pub(crate) async fn serve(
         sessions: Mutex::default(),
         shutdown: shutdown.clone(),
     });
-    let app = axum::Router::new()
+    let mut app = axum::Router::new()
         .route(&path, axum::routing::any(handle))
-        .with_state(front);
+        .with_state(front.clone());
+    if let Some(models) = models {
+        let limit = front.body_limit();
+        let guard = Arc::new(move |headers: &HeaderMap| front.refusal(headers));
+        app = app.merge(crate::model::front::routes(models, guard, limit));
+    }
     // Small answers must not wait for an acknowledgement (40 ms on some clients).
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
@@ -114,19 +121,15 @@ pub(crate) async fn serve(
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    if let Err(reason) = front.admit(&parts.headers) {
-        return (StatusCode::FORBIDDEN, reason).into_response();
+    match front.refusal(&parts.headers) {
+        None => {}
+        Some(refusal @ (StatusCode::UNAUTHORIZED, _)) => {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            return (challenge, refusal).into_response();
+        }
+        Some(refusal) => return refusal.into_response(),
     }
-    if !front.knows(&parts.headers) {
-        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (
-            StatusCode::UNAUTHORIZED,
-            challenge,
-            "a bearer token is needed",
-        )
-            .into_response();
-    }
-    let limit = front.options.max_body_bytes.min(MAX_MESSAGE_BYTES);
+    let limit = front.body_limit();
     match parts.method {
         Method::POST => match to_bytes(body, limit).await {
             Ok(body) => post(front, parts.headers, body).await,
@@ -189,6 +192,19 @@ impl Front {
         let (session, used) = sessions.get_mut(id)?;
         *used = Instant::now();
         Some(session.clone())
+    }
+
+    fn body_limit(&self) -> usize {
+        self.options.max_body_bytes.min(MAX_MESSAGE_BYTES)
+    }
+
+    /// Why a request is not let in; `None` where it is.
+    fn refusal(&self, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+        match self.admit(headers) {
+            Err(reason) => Some((StatusCode::FORBIDDEN, reason)),
+            Ok(()) => (!self.knows(headers))
+                .then_some((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
+        }
     }
 
     /// Whether the request carries the token, where one is asked for. Compared by digest, so that the

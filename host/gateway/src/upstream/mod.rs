@@ -10,9 +10,9 @@
 //! cannot pass through them unchanged.
 
 mod error;
-mod http;
+pub(crate) mod http;
 mod meta;
-mod sse;
+pub(crate) mod sse;
 mod stdio;
 
 use std::collections::BTreeMap;

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 use response::Resolver;
+pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
@@ -47,38 +48,43 @@ struct Session {
     id: Option<HeaderValue>,
 }
 
+/// A client for one server.
+pub(crate) fn client(url: &Url) -> Result<Client, reqwest::Error> {
+    // There is one retry loop, and credentials never follow a redirect to another host.
+    let same_origin = redirect::Policy::custom(|attempt| {
+        let from = attempt.previous().last().map(Url::origin);
+        if attempt.previous().len() < 5 && from == Some(attempt.url().origin()) {
+            attempt.follow()
+        } else {
+            attempt.stop()
+        }
+    });
+    let mut client = Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .redirect(same_origin)
+        .retry(reqwest::retry::never())
+        .tcp_nodelay(true)
+        .dns_resolver(Arc::new(Resolver));
+    if url
+        .host_str()
+        .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
+    {
+        client = client.no_proxy();
+    }
+    client.build()
+}
+
 impl Http {
     pub(super) fn new(
         service: Arc<str>,
         url: Url,
         headers: HeaderMap,
     ) -> Result<Self, reqwest::Error> {
-        // There is one retry loop, and credentials never follow a redirect to another host.
-        let same_origin = redirect::Policy::custom(|attempt| {
-            let from = attempt.previous().last().map(Url::origin);
-            if attempt.previous().len() < 5 && from == Some(attempt.url().origin()) {
-                attempt.follow()
-            } else {
-                attempt.stop()
-            }
-        });
-        let mut client = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(same_origin)
-            .retry(reqwest::retry::never())
-            .tcp_nodelay(true)
-            .dns_resolver(Arc::new(Resolver));
-        if url
-            .host_str()
-            .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
-        {
-            client = client.no_proxy();
-        }
         Ok(Self {
             service,
+            client: client(&url)?,
             url,
             headers,
-            client: client.build()?,
             next_id: AtomicU64::new(1),
             greeting: tokio::sync::Mutex::default(),
             session: Mutex::default(),
@@ -345,7 +351,7 @@ impl Http {
             .body(text)
             .send()
             .await
-            .map_err(|error| self.fault(error))
+            .map_err(|error| fault(&self.service, error))
     }
 }
 
