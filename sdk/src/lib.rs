@@ -7,7 +7,20 @@
 //!
 //! # From nothing to a strategy
 //!
-//! 1. `cargo new --lib impatient`, and in its `Cargo.toml`:
+//! Five minutes, most of them a compiler's:
+//!
+//! ```text
+//! rustup target add wasm32-wasip2
+//! backstop plugin new impatient       # a project: source, schema of its configuration, test cases
+//! cd impatient
+//! backstop plugin build               # dist/impatient.wasm, its size and its digest
+//! backstop plugin test                # the cases of cases.toml, in the real sandbox
+//! backstop plugin run --context '{ "failure": { "kind": "TimeoutError" }, "attempts": 2 }'
+//! ```
+//!
+//! It does something useful already, so there is something to change. From here on:
+//!
+//! 1. What `plugin new` has written into `Cargo.toml`, for whoever starts from an empty crate:
 //!
 //!    ```toml
 //!    [lib]
@@ -98,10 +111,44 @@
 //!    # Ok::<(), String>(())
 //!    ```
 //!
-//! 3. `rustup target add wasm32-wasip2` once, then
-//!    `cargo build --release --target wasm32-wasip2`. The file
-//!    `target/wasm32-wasip2/release/impatient.wasm` is the strategy.
-//! 4. Put it into the plugin folder of a running host: it takes part in the next failure.
+//! 3. What must hold in the sandbox, as data. Each case is a situation and what is expected of the
+//!    strategy in it; time stands still and chance repeats. `backstop plugin test` shows what differs:
+//!
+//!    ```toml
+//!    # cases.toml
+//!    [defaults]
+//!    failure = { kind = "TimeoutError", silent = true }
+//!    target = "a"
+//!    targets = [{ name = "a" }, { name = "b" }]
+//!
+//!    [[case]]
+//!    name = "who cares little can wait"
+//!    config = { min_importance = 80 }
+//!    call = { importance = 10 }
+//!    expect = { condition = false }
+//!
+//!    [[case]]
+//!    name = "who cares is moved"
+//!    config = { min_importance = 80 }
+//!    call = { importance = 90 }
+//!    expect = { action = { switch_target = {} }, reason = "the target was silent" }
+//!    ```
+//!
+//! 4. `backstop plugin check` finds what a host would refuse, and what it would wonder at;
+//!    `backstop plugin inspect` shows what the strategy wants and gets; `backstop plugin bench` what a
+//!    decision costs.
+//! 5. Copy `dist/impatient.wasm` into the folder that `plugins` names in the host's configuration. It
+//!    takes part in the next failure. Its configuration, where it needs one:
+//!
+//!    ```toml
+//!    plugins = "plugins.d"
+//!
+//!    [[strategy]]
+//!    plugin = "impatient"
+//!    config = { min_importance = 80 }
+//!    ```
+//!
+//! Other languages have the same commands: [`languages`].
 //!
 //! # What to know
 //!
@@ -118,6 +165,9 @@
 //! The contract itself, for other languages, is the WIT package `backstop:strategy`.
 
 #![deny(missing_docs)]
+
+#[doc = include_str!("languages.md")]
+pub mod languages {}
 
 mod decision;
 mod failure;

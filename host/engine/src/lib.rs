@@ -139,6 +139,8 @@ pub mod budget;
 mod cache;
 pub mod call;
 mod canonical;
+#[cfg(all(feature = "component", feature = "config"))]
+pub mod cases;
 pub mod circuit;
 #[cfg(feature = "config")]
 pub mod config;

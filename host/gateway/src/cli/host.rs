@@ -131,7 +131,7 @@ fn runtime(diagnostics: &mut Vec<Diagnostic>, path: &Path) -> anyhow::Result<Run
 }
 
 /// `$XDG_CACHE_HOME/backstop`, else `$HOME/.cache/backstop` (XDG base directories).
-fn cache_folder() -> Option<PathBuf> {
+pub(crate) fn cache_folder() -> Option<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

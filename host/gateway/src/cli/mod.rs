@@ -3,6 +3,7 @@
 mod call;
 mod check;
 pub(crate) mod host;
+mod plugin;
 mod serve;
 pub(crate) mod terminal;
 
@@ -72,6 +73,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a strategy: start, build, check, test and measure it.
+    #[command(subcommand)]
+    Plugin(plugin::Command),
 }
 
 /// Runs a command; what goes wrong is printed with its causes.
@@ -119,6 +123,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             json,
         } => call::run(&config, &tool, arguments.as_deref(), json).await,
         Command::Check { config, json } => check::run(&config, json).await,
+        Command::Plugin(command) => plugin::run(command).await,
     }
 }
 

@@ -16,6 +16,7 @@ mod cache;
 mod capabilities;
 mod compile;
 mod contract;
+mod describe;
 mod digest;
 mod directory;
 mod error;
@@ -41,6 +42,7 @@ use serde_json::Value;
 
 pub use capabilities::Grants;
 pub use compile::Compilations;
+pub use describe::Description;
 pub use digest::{Digest, DigestError};
 pub use directory::{Listing, PluginFile, PluginFolder, Stamp};
 pub use error::LoadError;
@@ -170,20 +172,7 @@ impl ComponentStrategy {
             isolation,
             quarantine,
         } = options;
-        limits.validate().map_err(|source| LoadError::Limit {
-            plugin: plugin.into(),
-            source,
-        })?;
-        let bytes = bytes.into();
-        if bytes.len() > limits.component_bytes {
-            return Err(LoadError::TooLarge {
-                plugin: plugin.into(),
-                limit: limits.component_bytes,
-            });
-        }
-
-        let compiled =
-            Compiled::off_thread(runtime, plugin, bytes, &grants, limits.folder_file_bytes).await?;
+        let compiled = Self::compile(runtime, plugin, bytes.into(), &limits, &grants).await?;
         let Compiled {
             manifest,
             code,
@@ -235,6 +224,27 @@ impl ComponentStrategy {
             _code: code,
             newly_quarantined: AtomicBool::new(false),
         }))
+    }
+
+    /// What needs no configuration: the file is checked, compiled and linked.
+    async fn compile(
+        runtime: &Runtime,
+        plugin: &str,
+        bytes: Bytes,
+        limits: &Limits,
+        grants: &Grants,
+    ) -> Result<Compiled, LoadError> {
+        limits.validate().map_err(|source| LoadError::Limit {
+            plugin: plugin.into(),
+            source,
+        })?;
+        if bytes.len() > limits.component_bytes {
+            return Err(LoadError::TooLarge {
+                plugin: plugin.into(),
+                limit: limits.component_bytes,
+            });
+        }
+        Compiled::off_thread(runtime, plugin, bytes, grants, limits.folder_file_bytes).await
     }
 
     async fn ask_metadata(
