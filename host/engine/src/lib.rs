@@ -125,6 +125,7 @@
 //! | `http` | yes | health probes over HTTP |
 //! | `mcp` | yes | what must be known of MCP: tool annotations, JSON-RPC codes |
 //! | `stock` | yes | the six stock strategies, prebuilt; turns `component` on |
+//! | `discovery` | yes | targets from DNS and from watched files; turns `config` on |
 //! | `rmcp` | no | `rmcp::FallbackClient`; turns `http` and `mcp` on |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -141,6 +142,8 @@ pub mod circuit;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod detect;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 mod engine;
 pub mod event;
 mod exchange;
@@ -164,7 +167,7 @@ pub use assemble::{Assembled, assemble, assemble_with};
 pub use cache::CacheLimits;
 pub use call::{Call, CallError, Outcome};
 pub use engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
-pub use exchange::{Exchange, Retained};
+pub use exchange::{Exchange, Retained, Unsuited};
 pub use failure::{ErrorContext, Failure, Origin, RequestContext};
 pub use guard::{Caps, Refusal};
 pub use hedge::Hedge;

@@ -112,46 +112,55 @@ pub(super) fn registry(config: &Config) -> RegistryConfig {
 }
 
 pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_>) {
-    let services = config.services.iter().map(|service| {
-        let mut spec = TargetSpec::service(service.name.as_str(), service.group.as_str())
-            .priority(service.priority)
-            .weight(weight(service.weight));
-        match &service.transport {
-            config::Transport::Http { url, .. } => spec = spec.url(url.value()),
-            config::Transport::Stdio { command, .. } => spec = spec.attribute("command", command),
-        }
-        if let Some(url) = &service.health_url {
-            spec = spec.health_url(url.value());
-        }
-        if service.trusted {
-            spec = spec.trusted();
-        }
-        limited(spec, &service.limits)
-    });
-    let models = config.models.iter().map(|model| {
-        let mut spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
-            .url(model.base_url.value())
-            .attribute("model", &model.model)
-            .attribute("tools", model.tools.to_string())
-            .attribute("vision", model.vision.to_string())
-            .attribute("prefill", model.prefill.to_string())
-            .priority(model.priority)
-            .weight(weight(model.weight));
-        if let Some(tokens) = model.context_length {
-            spec = spec.attribute("context-length", tokens.to_string());
-        }
-        limited(spec, &model.limits)
-    });
+    let probed = config.health.enabled;
+    let services = config.services.iter().map(|service| service.target(probed));
+    let models = config.models.iter().map(|model| model.target(probed));
     for spec in services.chain(models) {
         let name = spec.name.clone();
-        let spec = if config.health.enabled {
-            spec
-        } else {
-            spec.unprobed()
-        };
         if let Err(error) = registry.register(spec) {
             notes.error(format!("service {name:?}"), &error);
         }
+    }
+}
+
+impl config::Service {
+    /// The target of the engine it is, probed or not.
+    pub fn target(&self, probed: bool) -> TargetSpec {
+        let mut spec = TargetSpec::service(self.name.as_str(), self.group.as_str())
+            .priority(self.priority)
+            .weight(weight(self.weight));
+        match &self.transport {
+            config::Transport::Http { url, .. } => spec = spec.url(url.value()),
+            config::Transport::Stdio { command, .. } => spec = spec.attribute("command", command),
+        }
+        if let Some(url) = &self.health_url {
+            spec = spec.health_url(url.value());
+        }
+        spec.trusted = self.trusted;
+        spec.probed = probed;
+        limited(spec, &self.limits)
+    }
+}
+
+impl config::Model {
+    /// The target of the engine it is, probed or not.
+    pub fn target(&self, probed: bool) -> TargetSpec {
+        let mut spec = TargetSpec::model(self.name.as_str(), self.group.as_str())
+            .url(self.base_url.value())
+            .attribute("model", &self.model)
+            .attribute("tools", self.tools.to_string())
+            .attribute("vision", self.vision.to_string())
+            .attribute("prefill", self.prefill.to_string())
+            .priority(self.priority)
+            .weight(weight(self.weight));
+        if let Some(tokens) = self.context_length {
+            spec = spec.attribute("context-length", tokens.to_string());
+        }
+        if let Some(url) = &self.health_url {
+            spec = spec.health_url(url.value());
+        }
+        spec.probed = probed;
+        limited(spec, &self.limits)
     }
 }
 

@@ -19,6 +19,8 @@ use crate::random::below;
 pub struct PickRequest<'a> {
     /// Targets not to take: the call has asked them already.
     pub exclude: &'a [Arc<str>],
+    /// Targets that are none for this request: they count neither as tried nor as left.
+    pub unsuited: &'a [Arc<str>],
     /// Only targets of this kind.
     pub kind: Option<TargetKind>,
     /// Only this target.
@@ -336,7 +338,9 @@ impl Group {
 }
 
 fn is_of_kind(target: &Target, request: &PickRequest<'_>) -> bool {
-    request.kind.is_none_or(|kind| target.spec.kind == kind) && !target.is_draining()
+    request.kind.is_none_or(|kind| target.spec.kind == kind)
+        && !request.unsuited.contains(&target.name)
+        && !target.is_draining()
 }
 
 fn eligible(target: &Target, request: &PickRequest<'_>) -> bool {
