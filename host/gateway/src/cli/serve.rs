@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -27,7 +28,8 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     for diagnostic in &host.diagnostics {
         terminal::complain(&diagnostic.to_string());
     }
-    if host.config.services.is_empty() && host.config.models.is_empty() {
+    let config = &host.config;
+    if config.services.is_empty() && config.models.is_empty() && config.discoveries.is_empty() {
         terminal::complain(&format!(
             "backstop: {} has no service and no model that can be used: nothing to serve",
             path.display()
@@ -38,17 +40,19 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
+    let _discovery = host.discover().await;
     let engine = host.gateway.engine();
     let checker = host
         .config
         .health
         .enabled
-        .then(|| host.prober())
-        .transpose()?;
+        .then(|| host.gateway.prober())
+        .transpose()
+        .context("the client of the health checks")?;
     let _checks = checker.map(|prober| {
         HealthChecker::spawn(
             engine.registry().clone(),
-            prober,
+            Arc::new(prober),
             backstop::random::from_os(),
         )
     });
