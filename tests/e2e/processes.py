@@ -25,6 +25,7 @@ BACKSTOP = Path(os.environ.get("BACKSTOP_BIN", TARGET / "debug" / "backstop")).a
 PLUGINS = Path(os.environ.get("BACKSTOP_BUILT_PLUGINS", TARGET / "plugins")).absolute()
 
 EVERYTHING = TESTS / "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+TINY = Path(__file__).with_name("tiny_server.py")
 TIME = Path(sys.executable).with_name("mcp-server-time")
 
 START_LIMIT = 30.0  # seconds a process may take until it is ready, on a busy machine
@@ -107,19 +108,15 @@ class Process:
         """Returns once the process can be used."""
 
 
-class EverythingHttp(Process):
-    """server-everything over streamable HTTP. `get-env` shows its `INSTANCE`."""
+class HttpServer(Process):
+    """A server over streamable HTTP on a port of its own."""
 
-    def __init__(self, instance):
-        self.port = free_port()
+    def __init__(self, command, env=None):
         self.url = f"http://127.0.0.1:{self.port}/mcp"
-        super().__init__(
-            ["node", EVERYTHING, "streamableHttp"],
-            {"PORT": str(self.port), "INSTANCE": instance},
-        )
+        super().__init__(command, env)
 
     def ready(self):
-        self.wait_for(self._accepts, "server-everything")
+        self.wait_for(self._accepts, self.command[1])
 
     def _accepts(self):
         try:
@@ -127,6 +124,26 @@ class EverythingHttp(Process):
             return True
         except OSError:
             return False
+
+
+class TinyServer(HttpServer):
+    """tiny_server.py, which starts quickly and bears many callers."""
+
+    def __init__(self, name):
+        self.name = name
+        self.port = free_port()
+        super().__init__([sys.executable, TINY, self.port, name])
+
+
+class EverythingHttp(HttpServer):
+    """server-everything over streamable HTTP. `get-env` shows its `INSTANCE`."""
+
+    def __init__(self, instance):
+        self.port = free_port()
+        super().__init__(
+            ["node", EVERYTHING, "streamableHttp"],
+            {"PORT": str(self.port), "INSTANCE": instance},
+        )
 
     def begin_restart(self):
         """Starts it again on the same port; does not wait until it is ready."""

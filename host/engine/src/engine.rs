@@ -201,6 +201,7 @@ impl fmt::Debug for Engine {
 
 /// What the subscribers are told of a change to a target.
 fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
+    let group = target.spec.group.clone();
     let target = target.name.clone();
     Some(match change {
         TargetChange::Up => EventKind::TargetUp { target },
@@ -215,6 +216,8 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
             target,
             after: *after,
         },
+        TargetChange::Registered => EventKind::TargetAdded { target, group },
+        TargetChange::Deregistered => EventKind::TargetRemoved { target, group },
         _ => return None,
     })
 }

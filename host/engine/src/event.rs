@@ -149,15 +149,40 @@ pub enum EventKind {
     TargetUp { target: Arc<str> },
     /// The health checks call a target ill.
     TargetDown { target: Arc<str> },
+    /// A target was registered.
+    TargetAdded { target: Arc<str>, group: Arc<str> },
+    /// A target was taken out: what is under way at it finishes, nothing new begins.
+    TargetRemoved { target: Arc<str>, group: Arc<str> },
+    /// A target keeps ending before it is of any use; it goes on being started, more slowly.
+    TargetCrashing {
+        target: Arc<str>,
+        starts: u32,
+        reason: String,
+        /// The last lines it wrote to its standard error.
+        stderr: Vec<String>,
+        #[serde(rename = "again_after_ms", serialize_with = "crate::call::as_millis")]
+        again_after: Duration,
+    },
+    /// Two targets of a group mean different things by one tool.
+    ToolDiffers {
+        group: Arc<str>,
+        tool: String,
+        /// The target whose tool clients are shown.
+        shown: Arc<str>,
+        /// The target whose tool is another.
+        other: Arc<str>,
+        /// The part of the tool that differs.
+        part: &'static str,
+    },
     /// A target serves live traffic again.
     Recovered {
         target: Arc<str>,
         #[serde(rename = "after_ms", serialize_with = "crate::call::as_millis")]
         after: Duration,
     },
-    /// A configuration took effect.
+    /// A configuration, or what a source of targets says, took effect.
     ConfigApplied { source: String },
-    /// A configuration was refused; the old one stays.
+    /// A configuration, or what a source of targets says, was refused; the old one stays.
     ConfigRejected { source: String, reason: String },
 }
 

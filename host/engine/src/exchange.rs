@@ -80,6 +80,14 @@ pub trait Exchange: Send + Sync {
         None
     }
 
+    /// The targets of a group that must not be asked for an operation, whatever their health: they do
+    /// not have it, or mean something else by it. Asked for every call; `None` where every target of
+    /// the group will do.
+    fn unsuited(&self, group: &str, operation: &str) -> Option<Arc<Unsuited>> {
+        let _ = (group, operation);
+        None
+    }
+
     /// The same request for another operation.
     ///
     /// # Errors
@@ -125,4 +133,40 @@ pub struct Retained {
     pub shared: bool,
     /// How long it may be kept, where the server said so.
     pub ttl: Option<Duration>,
+}
+
+/// Targets that must not be asked for an operation, each with the reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unsuited {
+    targets: Vec<Arc<str>>,
+    reasons: Vec<String>,
+}
+
+impl Unsuited {
+    /// Adds a target; the reason is one clause about it, such as `it has no such tool`.
+    pub fn add(&mut self, target: Arc<str>, reason: impl Into<String>) {
+        self.targets.push(target);
+        self.reasons.push(reason.into());
+    }
+
+    /// Whether it names no target.
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+    }
+
+    /// The targets.
+    pub fn targets(&self) -> &[Arc<str>] {
+        &self.targets
+    }
+
+    /// Why a target must not be asked; `None` where it may be.
+    pub fn reason(&self, target: &str) -> Option<&str> {
+        let mut pairs = self.targets.iter().zip(&self.reasons);
+        pairs.find_map(|(name, reason)| (**name == *target).then_some(reason.as_str()))
+    }
+}
+
+/// The targets a pick must leave alone.
+pub(crate) fn targets_of(unsuited: Option<&Arc<Unsuited>>) -> &[Arc<str>] {
+    unsuited.map_or(&[], |unsuited| unsuited.targets())
 }

@@ -71,6 +71,16 @@ pub enum Refusal {
         /// The operation.
         operation: Arc<str>,
     },
+    /// The target does not have the operation, or means something else by it.
+    #[error("{target:?} must not be asked for {operation:?}: {reason}")]
+    Unsuited {
+        /// The target.
+        target: Arc<str>,
+        /// The operation.
+        operation: Arc<str>,
+        /// Why.
+        reason: String,
+    },
     /// There is no such target in the group.
     #[error("there is no target named {0:?} in the group")]
     UnknownTarget(String),

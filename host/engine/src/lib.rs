@@ -125,6 +125,7 @@
 //! | `http` | yes | health probes over HTTP |
 //! | `mcp` | yes | what must be known of MCP: tool annotations, JSON-RPC codes |
 //! | `stock` | yes | the six stock strategies, prebuilt; turns `component` on |
+//! | `discovery` | yes | targets from DNS and from watched files; turns `config` on |
 //! | `rmcp` | no | `rmcp::FallbackClient`; turns `http` and `mcp` on |
 //! | `experimental-contract` | no | the next version of the strategy contract, while it is tried; turns `component` on |
 // Once, in the compile cache, where the compiler asks us for what it cannot check.
@@ -145,6 +146,8 @@ pub mod circuit;
 #[cfg(feature = "config")]
 pub mod config;
 pub mod detect;
+#[cfg(feature = "discovery")]
+pub mod discovery;
 mod engine;
 pub mod event;
 mod exchange;
@@ -170,7 +173,7 @@ pub use assemble::{Assembled, assemble, assemble_with};
 pub use cache::CacheLimits;
 pub use call::{Call, CallError, Outcome};
 pub use engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
-pub use exchange::{Exchange, Retained};
+pub use exchange::{Exchange, Retained, Unsuited};
 pub use failure::{ErrorContext, Failure, Origin, RequestContext};
 pub use guard::{Caps, Refusal};
 pub use hedge::Hedge;

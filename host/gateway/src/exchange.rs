@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use backstop::call::{Attempt, Degraded, RepeatSafety};
 use backstop::detect::{Detector, Signal, TransportFault};
 use backstop::mcp::rpc;
 use backstop::operation::OperationRules;
-use backstop::{Exchange, Failure, Retained};
+use backstop::{Exchange, Failure, Retained, Unsuited};
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -95,13 +96,13 @@ impl McpAnswer {
     }
 }
 
-/// Every server, by the name of the engine's target.
-pub(crate) type Upstreams = Arc<HashMap<Arc<str>, Arc<Upstream>>>;
+/// Every server at one moment, by the name of the engine's target.
+pub(crate) type Upstreams = HashMap<Arc<str>, Arc<Upstream>>;
 
 /// Carries MCP requests for the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct McpExchange {
-    pub(crate) upstreams: Upstreams,
+    pub(crate) upstreams: Arc<ArcSwap<Upstreams>>,
     pub(crate) catalog: Arc<Catalog>,
     /// What the operator says of operations; it goes before what servers say.
     pub(crate) operations: Arc<OperationRules>,
@@ -127,7 +128,9 @@ impl Exchange for McpExchange {
         request: &McpRequest,
     ) -> Result<McpAnswer, UpstreamError> {
         let name = &attempt.target.name;
-        let Some(upstream) = self.upstreams.get(name) else {
+        // Held until the answer is there: a server that is taken out meanwhile finishes its work.
+        let upstream = self.upstreams.load().get(name).cloned();
+        let Some(upstream) = upstream else {
             return Err(UpstreamError::fault(
                 name,
                 Fault::NotSent,
@@ -147,7 +150,7 @@ impl Exchange for McpExchange {
         if &*request.method == "tools/call"
             && let Some(rpc::METHOD_NOT_FOUND | rpc::HEADER_MISMATCH) = payload.error_code()
         {
-            self.catalog.doubt_tools(&upstream.spec.group);
+            self.catalog.doubt_tools(name);
         }
         Ok(McpAnswer::new(payload))
     }
@@ -209,6 +212,10 @@ impl Exchange for McpExchange {
             Route::To(group, own) => self.catalog.repeat_safety(&group, &own),
             Route::Ambiguous(_) | Route::Unknown => RepeatSafety::Unsafe,
         }
+    }
+
+    fn unsuited(&self, group: &str, operation: &str) -> Option<Arc<Unsuited>> {
+        self.catalog.unsuited(group, operation)
     }
 
     fn group_of(&self, operation: &str) -> Option<Arc<str>> {

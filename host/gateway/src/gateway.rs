@@ -1,18 +1,17 @@
 //! The gateway as a whole: an engine, the servers it asks, and the fronts clients come in by.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use backstop::call::{Failed, Level};
 use backstop::config::Completion;
-use backstop::detect::Signal;
-use backstop::health::Prober;
+use backstop::event::{Event, EventKind};
+use backstop::health::{HttpProberError, Prober};
 use backstop::operation::OperationRules;
-use backstop::registry::Target;
-use backstop::{Call, Engine, Exchange, Failure, Outcome};
-use futures_util::future::BoxFuture;
+use backstop::registry::{RegistryError, TargetSpec};
+use backstop::{Call, Engine, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Section;
@@ -21,11 +20,12 @@ use crate::exchange::{McpAnswer, McpRequest};
 use crate::front::http::{self, HttpOptions};
 use crate::front::stdio;
 use crate::model::{ModelSpec, Models};
+use crate::probe::Probes;
 use crate::router::{Asker, Router};
-use crate::upstream::{ServiceSpec, Upstream, UpstreamError};
+use crate::upstream::{Heard, ServiceSpec, UpstreamError};
 
 /// Unasked messages of servers that may wait to be spread.
-const UNASKED_QUEUE: usize = 256;
+const HEARD_QUEUE: usize = 256;
 
 /// Why a gateway cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum GatewayError {
         #[source]
         source: reqwest::Error,
     },
+    /// The engine refuses the targets.
+    #[error(transparent)]
+    Targets(#[from] RegistryError),
 }
 
 /// An MCP server in front of MCP servers. Cloning shares it.
@@ -51,6 +54,7 @@ pub struct Gateway {
     router: Arc<Router>,
     models: Option<Arc<Models>>,
     shutdown: CancellationToken,
+    heard: mpsc::Sender<Heard>,
 }
 
 impl Gateway {
@@ -68,34 +72,72 @@ impl Gateway {
         operations: OperationRules,
         services: Vec<ServiceSpec>,
     ) -> Result<Self, GatewayError> {
-        let (unasked, mut heard) = mpsc::channel(UNASKED_QUEUE);
-        let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
-        for spec in services {
-            let name = spec.name.clone();
-            if upstreams.iter().any(|upstream| upstream.spec.name == name) {
-                return Err(GatewayError::Twice(name));
-            }
-            let upstream = Upstream::new(spec, unasked.clone());
-            upstreams.push(Arc::new(upstream.map_err(|source| {
-                GatewayError::Client {
-                    service: name,
-                    source,
-                }
-            })?));
-        }
-        let router = Arc::new(Router::new(engine, operations, upstreams));
+        let (heard, mut hearing) = mpsc::channel(HEARD_QUEUE);
+        let events = engine.subscribe();
+        let router = Arc::new(Router::new(engine, operations));
+        router.replace(services, None, &heard)?;
+        let shutdown = CancellationToken::new();
         let weak = Arc::downgrade(&router);
         tokio::spawn(async move {
-            while let Some(unasked) = heard.recv().await {
+            while let Some(heard) = hearing.recv().await {
                 let Some(router) = weak.upgrade() else { return };
-                router.spread(&unasked);
+                match heard {
+                    Heard::Unasked(unasked) => {
+                        router.spread(&unasked);
+                        if unasked.method.ends_with("/list_changed") {
+                            survey(router, unasked.service);
+                        }
+                    }
+                    Heard::Greeted(service) => survey(router, service),
+                    Heard::Crashing(crash) => router.report(crash),
+                }
             }
         });
+        let weak = Arc::downgrade(&router);
+        tokio::spawn(
+            shutdown
+                .clone()
+                .run_until_cancelled_owned(see_recoveries(weak, events)),
+        );
         Ok(Self {
             router,
             models: None,
-            shutdown: CancellationToken::new(),
+            shutdown,
+            heard,
         })
+    }
+
+    /// Makes the engine's targets and the servers behind them exactly these, in one step, while it
+    /// runs: new ones are used from the next call on, and clients are told where lists change. One that
+    /// is not among them any more is drained: it gets no new call, those under way finish, and then its
+    /// connection ends. A server whose transport stays keeps its connection.
+    ///
+    /// Each service and each model must be among the targets under its name and in its group. Models are
+    /// used where the gateway has them at its front, see [`with_models`](Self::with_models).
+    ///
+    /// # Errors
+    /// [`GatewayError`] names the service or the target; then nothing changes.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime, as [`tokio::spawn`] does.
+    pub fn replace(
+        &self,
+        targets: Vec<TargetSpec>,
+        services: Vec<ServiceSpec>,
+        models: Vec<ModelSpec>,
+    ) -> Result<(), GatewayError> {
+        let change = || self.router.replace(services, Some(targets), &self.heard);
+        match &self.models {
+            Some(front) => front.exchange.replace(models, change),
+            None => change(),
+        }
+    }
+
+    /// Whether a tool by which the members of a group mean different things (their schemas differ) may
+    /// be called on any of them. Default: no, only on those that mean what clients are shown.
+    pub fn set_mixed_schemas(&self, allowed: bool) {
+        self.router
+            .tell(self.router.catalog.set_mixed_schemas(allowed));
     }
 
     /// The same gateway with these models at its front over HTTP. Each must be a target of the
@@ -142,8 +184,8 @@ impl Gateway {
         stdio::serve(self.router.clone(), input, output, self.shutdown.clone()).await
     }
 
-    /// Serves streamable HTTP at `/mcp`, and models below `/v1` where there are any, until the gateway shuts down; requests under way are
-    /// finished first.
+    /// Serves streamable HTTP at `/mcp`, and models below `/v1` where there are any, until the gateway
+    /// shuts down; requests under way are finished first.
     ///
     /// # Errors
     /// If the listener fails.
@@ -202,19 +244,22 @@ impl Gateway {
         Ok(self.router.catalog.merged(Section::Tools))
     }
 
-    /// A prober for the engine's health checker: `server/discover` or `ping`, in the server's era. A
-    /// child process that has ended is started again by it, within its pauses.
-    pub fn prober(&self) -> impl Prober + use<> {
-        McpProber {
-            router: self.router.clone(),
-        }
+    /// A prober for the engine's health checker. Each target is asked in the way that says most of it:
+    /// at its health URL where it has one; a service over MCP, in the server's era (`server/discover` or
+    /// `ping`); a model for its list of models; any other by a TCP connection to its URL. Every probe
+    /// goes to the target, none is answered out of a store.
+    ///
+    /// # Errors
+    /// If the system's TLS configuration cannot be read.
+    pub fn prober(&self) -> Result<impl Prober + use<>, HttpProberError> {
+        Probes::new(self.router.clone(), self.models.clone())
     }
 
     /// Ends every front and every connection; child processes are killed.
     pub async fn shut_down(&self) {
         self.shutdown.cancel();
-        let upstreams = self.router.upstreams().values();
-        futures_util::future::join_all(upstreams.map(|upstream| upstream.close())).await;
+        let upstreams = self.router.upstreams();
+        futures_util::future::join_all(upstreams.values().map(|upstream| upstream.close())).await;
     }
 }
 
@@ -230,32 +275,26 @@ pub enum ToolCallError {
     Failed(Box<Failed<McpAnswer, UpstreamError>>),
 }
 
-struct McpProber {
-    router: Arc<Router>,
+/// Asks a server what it offers, on a task of its own.
+fn survey(router: Arc<Router>, service: Arc<str>) {
+    tokio::spawn(async move { router.survey(&service).await });
 }
 
-impl Prober for McpProber {
-    fn covers(&self, target: &Target) -> bool {
-        self.router.upstreams().contains_key(&target.name)
-    }
-
-    fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async move {
-            let Some(upstream) = self.router.upstreams().get(&target.name) else {
-                return Ok(());
-            };
-            let Err(error) = upstream.probe().await else {
-                return Ok(());
-            };
-            let detector = self.router.engine.detector();
-            let failure = self.router.exchange.classify(Err(&error), detector);
-            Err(failure.unwrap_or_else(|| {
-                let class = "ProbeError";
-                detector.detect(Signal::Error {
-                    class,
-                    message: &error.to_string(),
-                })
-            }))
-        })
+/// A server that is well again may have been exchanged for another one.
+async fn see_recoveries(router: Weak<Router>, mut events: broadcast::Receiver<Arc<Event>>) {
+    loop {
+        match events.recv().await {
+            Ok(event) => {
+                let EventKind::Recovered { target, .. } = &event.what else {
+                    continue;
+                };
+                let Some(router) = router.upgrade() else {
+                    return;
+                };
+                survey(router, target.clone());
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
     }
 }

@@ -10,6 +10,7 @@ mod exchange;
 mod front;
 mod gateway;
 pub mod model;
+mod probe;
 mod router;
 pub mod upstream;
 

@@ -134,41 +134,8 @@ fn circuit(config: &Config, circuit: &config::Circuit) -> CircuitConfig {
 }
 
 pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_>) {
-    let services = config.services.iter().map(|service| {
-        let mut spec = TargetSpec::service(service.name.as_str(), service.group.as_str())
-            .priority(service.priority)
-            .weight(weight(service.weight));
-        match &service.transport {
-            config::Transport::Http { url, .. } => spec = spec.url(url.value()),
-            config::Transport::Stdio { command, .. } => spec = spec.attribute("command", command),
-        }
-        if let Some(url) = &service.health_url {
-            spec = spec.health_url(url.value());
-        }
-        if service.trusted {
-            spec = spec.trusted();
-        }
-        for status in &service.ambiguous_statuses {
-            spec = spec.ambiguous_status(*status, true);
-        }
-        let spec = limited(spec, &service.limits);
-        with_policies(spec, &service.policies, config)
-    });
-    let models = config.models.iter().map(|model| {
-        let mut spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
-            .url(model.base_url.value())
-            .attribute("model", &model.model)
-            .attribute("tools", model.tools.to_string())
-            .attribute("vision", model.vision.to_string())
-            .attribute("prefill", model.prefill.to_string())
-            .priority(model.priority)
-            .weight(weight(model.weight));
-        if let Some(tokens) = model.context_length {
-            spec = spec.attribute("context-length", tokens.to_string());
-        }
-        let spec = limited(spec, &model.limits);
-        with_policies(spec, &model.policies, config)
-    });
+    let services = config.services.iter().map(|service| service.target(config));
+    let models = config.models.iter().map(|model| model.target(config));
     for spec in services.chain(models) {
         let name = spec.name.clone();
         if let Err(error) = registry.register(spec) {
@@ -195,6 +162,50 @@ fn with_policies(
         spec = spec.circuit(circuit(config, &own.circuit.over(&config.circuit)));
     }
     spec
+}
+
+impl config::Service {
+    /// The target of the engine it is, where the rest of the configuration is this one.
+    pub fn target(&self, config: &Config) -> TargetSpec {
+        let mut spec = TargetSpec::service(self.name.as_str(), self.group.as_str())
+            .priority(self.priority)
+            .weight(weight(self.weight));
+        match &self.transport {
+            config::Transport::Http { url, .. } => spec = spec.url(url.value()),
+            config::Transport::Stdio { command, .. } => spec = spec.attribute("command", command),
+        }
+        if let Some(url) = &self.health_url {
+            spec = spec.health_url(url.value());
+        }
+        spec.trusted = self.trusted;
+        for status in &self.ambiguous_statuses {
+            spec = spec.ambiguous_status(*status, true);
+        }
+        let spec = limited(spec, &self.limits);
+        with_policies(spec, &self.policies, config)
+    }
+}
+
+impl config::Model {
+    /// The target of the engine it is, where the rest of the configuration is this one.
+    pub fn target(&self, config: &Config) -> TargetSpec {
+        let mut spec = TargetSpec::model(self.name.as_str(), self.group.as_str())
+            .url(self.base_url.value())
+            .attribute("model", &self.model)
+            .attribute("tools", self.tools.to_string())
+            .attribute("vision", self.vision.to_string())
+            .attribute("prefill", self.prefill.to_string())
+            .priority(self.priority)
+            .weight(weight(self.weight));
+        if let Some(tokens) = self.context_length {
+            spec = spec.attribute("context-length", tokens.to_string());
+        }
+        if let Some(url) = &self.health_url {
+            spec = spec.health_url(url.value());
+        }
+        let spec = limited(spec, &self.limits);
+        with_policies(spec, &self.policies, config)
+    }
 }
 
 fn limited(mut spec: TargetSpec, limits: &config::TargetLimits) -> TargetSpec {

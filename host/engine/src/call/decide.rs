@@ -10,7 +10,7 @@ use super::surroundings::CallSurroundings;
 use super::{AttemptKind, Degraded, Ending, Step, Verdict};
 use crate::canonical::canonical;
 use crate::event::EventKind;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, targets_of};
 use crate::failure::Failure;
 use crate::guard::Refusal;
 use crate::registry::{PickRequest, Target};
@@ -165,6 +165,7 @@ impl<X: Exchange> Recovery<'_, X> {
                     asked.extend_from_slice(&self.unfit);
                     asked
                 },
+                unsuited: self.exchange.unsuited(&self.group, &self.operation),
                 known: OnceLock::new(),
             }),
         }
@@ -286,6 +287,7 @@ impl<X: Exchange> Recovery<'_, X> {
                 self.named_target(&name)?
             }
         };
+        self.check_suited(&target, &self.operation)?;
         if self
             .ledger
             .visited
@@ -345,6 +347,7 @@ impl<X: Exchange> Recovery<'_, X> {
             }
             None => self.target_for(&group, &operation, &canonical, &situation.failure)?,
         };
+        self.check_suited(&target, &operation)?;
         if self
             .ledger
             .visited
@@ -444,8 +447,10 @@ impl<X: Exchange> Recovery<'_, X> {
         {
             exclude.push(present.name.clone());
         }
+        let unsuited = self.exchange.unsuited(group, operation);
         let request = PickRequest {
             exclude: &exclude,
+            unsuited: targets_of(unsuited.as_ref()),
             ..PickRequest::default()
         };
         self.engine
@@ -463,6 +468,21 @@ impl<X: Exchange> Recovery<'_, X> {
                 .present
                 .as_ref()
                 .is_some_and(|present| present.name == target.name)
+    }
+
+    fn check_suited(&self, target: &Arc<Target>, operation: &Arc<str>) -> Result<(), Refusal> {
+        let unsuited = self.exchange.unsuited(&target.spec.group, operation);
+        match unsuited
+            .as_ref()
+            .and_then(|unsuited| unsuited.reason(&target.name))
+        {
+            None => Ok(()),
+            Some(reason) => Err(Refusal::Unsuited {
+                target: target.name.clone(),
+                operation: operation.clone(),
+                reason: reason.to_owned(),
+            }),
+        }
     }
 
     fn check_admitted(&self, target: &Arc<Target>) -> Result<(), Refusal> {

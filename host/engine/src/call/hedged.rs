@@ -12,7 +12,7 @@ use super::types::Timing;
 use super::{Attempt, AttemptKind, CallFacts, RepeatSafety, Tried};
 use crate::engine::Engine;
 use crate::event::EventKind;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, targets_of};
 use crate::failure::Failure;
 use crate::hedge::{Hedge, Schedule};
 use crate::kind::Kind;
@@ -112,7 +112,11 @@ impl Engine {
             };
             match early {
                 Some(tried) => results.original(tried),
-                None => match self.hedge_target(facts, &first_target) {
+                None => match self.hedge_target(
+                    facts,
+                    &first_target,
+                    targets_of(exchange.unsuited(&facts.group, &facts.operation).as_ref()),
+                ) {
                     None => results.original(original.await),
                     Some((target, permit)) => {
                         self.shared.emit(|| EventKind::HedgeSent {
@@ -139,7 +143,12 @@ impl Engine {
     }
 
     /// Another target that would take the request at once, paid for out of the budget.
-    fn hedge_target(&self, facts: &CallFacts, asked: &Arc<str>) -> Option<(Arc<Target>, Permit)> {
+    fn hedge_target(
+        &self,
+        facts: &CallFacts,
+        asked: &Arc<str>,
+        unsuited: &[Arc<str>],
+    ) -> Option<(Arc<Target>, Permit)> {
         let shared = &self.shared;
         let now = Instant::now();
         if shared.settings.load().caps.max_attempts < 2 {
@@ -147,6 +156,7 @@ impl Engine {
         }
         let others = PickRequest {
             exclude: std::slice::from_ref(asked),
+            unsuited,
             ..PickRequest::default()
         };
         let target = shared.registry.peek_best(&facts.group, &others, now)?;

@@ -28,7 +28,7 @@ use types::{MAX_DEADLINE, Timing};
 
 use crate::cache::CacheKey;
 use crate::engine::Engine;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, targets_of};
 use crate::failure::{Failure, Origin};
 use crate::kind::Kind;
 use crate::registry::{Permit, PickRequest};
@@ -79,11 +79,17 @@ impl Engine {
         let budget = shared.budget_of(&facts.group);
         budget.call_began(started);
 
+        // A pinned exchange began at its target: nobody else can go on with it.
+        let unsuited = match call.pin {
+            Some(_) => None,
+            None => exchange.unsuited(&facts.group, &facts.operation),
+        };
         let unfit = exchange.unfit(request, &facts.group, &[]);
         let wanted = PickRequest {
             exclude: &unfit,
-            kind: None,
+            unsuited: targets_of(unsuited.as_ref()),
             name: call.pin.as_deref(),
+            ..PickRequest::default()
         };
         let pick = shared
             .registry

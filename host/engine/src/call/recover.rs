@@ -18,7 +18,7 @@ use super::{
 use crate::canonical::canonical;
 use crate::engine::Engine;
 use crate::event::EventKind;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, targets_of};
 use crate::failure::Failure;
 use crate::guard::Ledger;
 use crate::registry::{PickRequest, Target};
@@ -215,10 +215,15 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let shared = &self.engine.shared;
         let now = Instant::now();
         let name = next.target.as_deref().or(self.pin.as_deref());
+        let unsuited = match name {
+            Some(_) => None,
+            None => self.exchange.unsuited(&self.group, &self.operation),
+        };
         let wanted = PickRequest {
             exclude: &self.unfit,
-            kind: None,
+            unsuited: targets_of(unsuited.as_ref()),
             name,
+            ..PickRequest::default()
         };
         let Some(pick) = shared
             .registry

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::CallFacts;
 use crate::cache::CacheKey;
 use crate::engine::Shared;
+use crate::exchange::{Unsuited, targets_of};
 use crate::registry::{PickRequest, TargetKind};
 use crate::strategy::{KnownGood, Surroundings, TargetView};
 
@@ -21,6 +22,8 @@ pub(super) struct CallSurroundings {
     pub(super) present: Option<Arc<str>>,
     /// Asked for the present operation and arguments already, or unfit for them.
     pub(super) asked: Vec<Arc<str>>,
+    /// Not to be asked for the present operation, and not shown.
+    pub(super) unsuited: Option<Arc<Unsuited>>,
     pub(super) known: OnceLock<Option<KnownGood>>,
 }
 
@@ -31,6 +34,7 @@ impl Surroundings for CallSurroundings {
             .registry
             .list_group(&self.group)
             .iter()
+            .filter(|target| !targets_of(self.unsuited.as_ref()).contains(&target.name))
             .map(|target| {
                 let standing = target.standing(now);
                 TargetView {
@@ -55,6 +59,7 @@ impl Surroundings for CallSurroundings {
         };
         let request = PickRequest {
             exclude: &self.asked,
+            unsuited: targets_of(self.unsuited.as_ref()),
             kind,
             name: None,
         };

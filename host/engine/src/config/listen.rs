@@ -32,6 +32,9 @@ pub struct Gateway {
     #[serde(with = "SizeText")]
     #[schemars(with = "SizeText")]
     pub max_body: u64,
+    /// Whether a tool whose schemas differ among the servers of a group may be called on any of them.
+    /// Default: false: only on those that mean what clients are shown.
+    pub mixed_schemas: bool,
 }
 
 impl Default for Gateway {
@@ -43,6 +46,7 @@ impl Default for Gateway {
             allowed_hosts: Vec::new(),
             bearer_token_env: None,
             max_body: 4 << 20,
+            mixed_schemas: false,
         }
     }
 }
@@ -63,6 +67,7 @@ impl Gateway {
             max_body: r
                 .read("max_body", value::size(1 << 10..=1 << 30))
                 .unwrap_or(base.max_body),
+            mixed_schemas: r.read("mixed_schemas", value::boolean).unwrap_or(false),
         };
         if !r.has("bearer_token_env") {
             warn_of_open_door(r, gateway.listen, "bearer_token_env");

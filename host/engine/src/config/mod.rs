@@ -26,6 +26,8 @@
 mod completion;
 pub mod cycle;
 mod diagnostic;
+mod discovery;
+mod json;
 mod limits;
 mod listen;
 mod operation;
@@ -53,6 +55,7 @@ pub use completion::Completion;
 #[cfg(feature = "component")]
 pub(crate) use diagnostic::chain;
 pub use diagnostic::{Diagnostic, Severity};
+pub use discovery::{Discovery, Dns, Record, Scheme, Source};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
 pub use operation::{Operation, Pattern};
@@ -89,6 +92,9 @@ pub struct Config {
     /// The models.
     #[serde(rename = "model")]
     pub models: Vec<Model>,
+    /// Sources of further services and models, which are followed while the host runs.
+    #[serde(rename = "discovery", skip_serializing_if = "Vec::is_empty")]
+    pub discoveries: Vec<Discovery>,
     /// What is changed about strategies. Every plugin of the folder and every stock strategy takes
     /// part without an entry, with its own defaults; an entry configures one, uses it once more
     /// under another name, or leaves it out (`enabled = false`).
@@ -130,6 +136,7 @@ impl Default for Config {
             stock: true,
             services: Vec::new(),
             models: Vec::new(),
+            discoveries: Vec::new(),
             strategies: Vec::new(),
             retry: Retries::default(),
             health: Health::default(),
@@ -202,6 +209,51 @@ impl Config {
         }
     }
 
+    /// Reads the text of a file that holds targets and nothing else: `[[service]]` and `[[model]]`, or the
+    /// same in JSON where the file's name ends in `.json`. A file without either is refused, for it is
+    /// more likely half written than meant; `service = []` says that there is none.
+    pub fn parse_targets(text: &str, file: &Path, env: &dyn Fn(&str) -> Option<String>) -> Loaded {
+        let cx = Cx::new(text, file, env);
+        let json = file
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let read = if json {
+            json::as_toml(text).map(|toml| Self::read_targets(&toml, &cx))
+        } else {
+            Ok(Self::read_targets(text, &cx))
+        };
+        let config = read.unwrap_or_else(|(at, issue)| {
+            cx.note(at, String::new(), issue);
+            Self::default()
+        });
+        Loaded {
+            config,
+            diagnostics: cx.into_diagnostics(),
+        }
+    }
+
+    fn read_targets(text: &str, cx: &Cx<'_>) -> Self {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            note_syntax(cx, &errors);
+            return Self::default();
+        }
+        let mut r = Reader::new(cx, root.get_ref(), String::new(), 0);
+        let mut targets = Taken::default();
+        let config = Self {
+            services: r.entries("service", |r| Service::read(r, &mut targets)),
+            models: r.entries("model", |r| Model::read(r, &mut targets)),
+            ..Self::default()
+        };
+        if !r.has("service") && !r.has("model") {
+            let reason = "the file has neither a service nor a model; it may be half written";
+            let remedy = "Write service = [] to say that there is none.";
+            r.issue_here(Issue::error("no target", reason, remedy));
+        }
+        r.finish();
+        config
+    }
+
     /// The JSON Schema of the file.
     pub fn json_schema() -> schemars::Schema {
         schemars::schema_for!(Config)
@@ -222,7 +274,7 @@ impl Config {
     fn read_root(r: &mut Reader<'_, '_>) -> Self {
         let mut targets = Taken::default();
         let mut strategies = BTreeSet::new();
-        let mut patterns = Taken::default();
+        let (mut patterns, mut sources) = (Taken::default(), Taken::default());
         let gateway = r.section("gateway", Gateway::read).unwrap_or_default();
         let listen = gateway.listen;
         let circuit = r.section("circuit", Circuit::read).unwrap_or_default();
@@ -236,6 +288,7 @@ impl Config {
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
             models: r.entries("model", |r| Model::read(r, &mut targets, &circuit)),
+            discoveries: r.entries("discovery", |r| Discovery::read(r, &mut sources)),
             strategies: r.entries("strategy", |r| Strategy::read(r, &mut strategies)),
             retry: Retries::read(r),
             health: r.section("health", Health::read).unwrap_or_default(),
@@ -263,7 +316,7 @@ impl Config {
             let remedy = "Give one of the two another path.";
             r.issue_here(Issue::error("one path for two", reason, remedy));
         }
-        if !r.has("service") && !r.has("model") {
+        if !r.has("service") && !r.has("model") && !r.has("discovery") {
             let reason = "without a [[service]] or a [[model]] every call fails";
             r.issue_here(Issue::warning(
                 "no target",

@@ -27,6 +27,7 @@ pub(super) struct Cx<'a> {
 }
 
 /// A problem with a value, before it is known where the value stands.
+#[derive(Debug)]
 pub(super) struct Issue {
     pub(super) severity: Severity,
     pub(super) message: String,

@@ -14,7 +14,7 @@ use super::reader::{Cx, Issue, Reader};
 use super::units::Expanded;
 use super::{text, value};
 
-fn default_group() -> String {
+pub(super) fn default_group() -> String {
     "default".into()
 }
 
@@ -139,6 +139,9 @@ pub struct Model {
     /// The environment variable that holds the API key. Default: no key is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
+    /// A URL whose 2xx answer to GET says that it is well. Default: it is asked for its list of models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_url: Option<Expanded>,
     /// The file that holds the API key, relative to this file; it is read anew for each request, so
     /// that a key that is exchanged counts at once. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -310,7 +313,7 @@ fn command(r: &mut Reader<'_, '_>, text: &str) -> Option<String> {
     Some(r.cx.folder.join(path).to_string_lossy().into_owned())
 }
 
-fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issue> {
+pub(super) fn header(name: &str, value: &DeValue<'_>, cx: &Cx<'_>) -> Result<Expanded, Issue> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     if name.is_empty() || !name.bytes().all(token) {
         let reason = format!("{name:?} has a character that RFC 9110 does not allow in one");
@@ -349,6 +352,7 @@ impl Model {
         let api = r.read("api", value::word(APIS));
         let model = r.read("model", value::text);
         let api_key_env = secret_env(r, "api_key_env", "the API is asked without a key");
+        let health_url = r.read("health_url", text::url);
         let api_key_file = r.read("api_key_file", text::file);
         if r.has("api_key_env") && r.has("api_key_file") {
             let reason = "there is one key for a model";
@@ -377,6 +381,7 @@ impl Model {
             name,
             api: api.unwrap_or_default(),
             api_key_env,
+            health_url,
             api_key_file,
             headers,
             context_length,

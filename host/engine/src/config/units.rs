@@ -250,6 +250,14 @@ impl Expanded {
         })
     }
 
+    /// A text in which nothing stands for anything else.
+    pub(crate) fn literal(text: String) -> Self {
+        Self {
+            written: text.replace("${", "$${"),
+            value: text,
+        }
+    }
+
     /// The text as it was written, without what the variables hold.
     pub fn written(&self) -> &str {
         &self.written

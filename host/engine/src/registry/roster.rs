@@ -189,13 +189,8 @@ impl Roster {
         };
         let levels = levels.iter().map(&mut look).collect();
         let last_resort = (!anybody).then(|| {
-            let best = targets.iter().enumerate().min_by_key(|(_, target)| {
-                (
-                    target.health().is_unhealthy(),
-                    std::cmp::Reverse(target.spec.priority),
-                    target.open_until(),
-                )
-            });
+            let places = targets.iter().enumerate();
+            let best = places.min_by_key(|(_, target)| resort_rank(target));
             best.map(|(at, _)| at as u32)
         });
         Self {
@@ -205,6 +200,15 @@ impl Roster {
             last_resort: last_resort.flatten(),
         }
     }
+}
+
+/// Which of several targets that let nothing through is tried first: the smallest.
+pub(super) fn resort_rank(target: &Target) -> impl Ord + use<> {
+    (
+        target.health().is_unhealthy(),
+        std::cmp::Reverse(target.spec.priority),
+        target.open_until(),
+    )
 }
 
 fn level_health(healthy_thousandths: u64, total: u64, overprovisioning_percent: u16) -> u32 {

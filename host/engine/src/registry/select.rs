@@ -17,7 +17,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use smallvec::SmallVec;
 
 use super::TargetKind;
-use super::roster::{Card, Deck, Moment, Roster, shares};
+use super::roster::{Card, Deck, Moment, Roster, resort_rank, shares};
 use super::target::{Permit, Target};
 use crate::random::below;
 
@@ -26,6 +26,8 @@ use crate::random::below;
 pub struct PickRequest<'a> {
     /// Targets not to take: the call has asked them already.
     pub exclude: &'a [Arc<str>],
+    /// Targets that are none for this request: they count neither as tried nor as left.
+    pub unsuited: &'a [Arc<str>],
     /// Only targets of this kind.
     pub kind: Option<TargetKind>,
     /// Only this target.
@@ -167,12 +169,39 @@ impl Pool {
     }
 
     fn excluded(&self, request: &PickRequest<'_>) -> Excluded {
-        let names = request.exclude.iter();
+        let names = request.exclude.iter().chain(request.unsuited);
         let mut places: Excluded = names.filter_map(|name| self.place_of(name)).collect();
         // A caller may name a target twice; what is left of a level is reckoned by their number.
         places.sort_unstable();
         places.dedup();
         places
+    }
+
+    /// Where no target that could serve lets anything through, the one that is tried all the same: `None`
+    /// inside where the call has tried one, since another is not asked because that one has failed.
+    fn last_resort(
+        &self,
+        roster: &Roster,
+        request: &PickRequest<'_>,
+        moment: &Moment<'_>,
+    ) -> Option<Option<u32>> {
+        let untried = || {
+            let mut names = request.exclude.iter();
+            names.all(|name| request.unsuited.contains(name) || self.place_of(name).is_none())
+        };
+        if request.unsuited.is_empty() {
+            let best = roster.last_resort?;
+            return Some(untried().then_some(best));
+        }
+        let suited = (0u32..)
+            .zip(&self.targets)
+            .filter(|(_, target)| !request.unsuited.contains(&target.name));
+        let mut standings = suited.clone().map(|(_, target)| target.standing(moment.now));
+        if standings.any(|standing| standing.admitted) {
+            return None;
+        }
+        let (best, _) = suited.min_by_key(|(_, target)| resort_rank(target))?;
+        Some(untried().then_some(best))
     }
 
     /// How the targets stand. While another makes a new roster the old one serves: the circuits have the
@@ -210,15 +239,15 @@ impl Pool {
             let at = self.place_of(name).filter(|at| !excluded.contains(at))?;
             return admit(at, false).or_else(|| {
                 let roster = self.roster(moment);
-                roster.as_ref()?.last_resort.and_then(|_| admit(at, true))
+                self.last_resort(roster.as_ref()?, request, moment)?;
+                admit(at, true)
             });
         }
         for _ in 0..TRIES {
             let roster = self.roster(moment);
             let roster = roster.as_ref()?;
-            if let Some(best) = roster.last_resort {
-                // One target is tried, and not a second one because it has just failed.
-                return excluded.is_empty().then(|| admit(best, true)).flatten();
+            if let Some(best) = self.last_resort(roster, request, moment) {
+                return best.and_then(|best| admit(best, true));
             }
             let permit = self
                 .pick_ready(roster, &excluded, moment, random)
@@ -357,11 +386,12 @@ impl Pool {
         let roster = roster.as_ref()?;
         if let Some(name) = request.name {
             let target = self.target(self.place_of(name).filter(|at| !excluded.contains(at))?);
-            let asked = roster.last_resort.is_some() || target.standing(moment.now).admitted;
+            let asked = target.standing(moment.now).admitted
+                || self.last_resort(roster, request, moment).is_some();
             return asked.then_some(target);
         }
-        if let Some(best) = roster.last_resort {
-            return excluded.is_empty().then(|| self.target(best));
+        if let Some(best) = self.last_resort(roster, request, moment) {
+            return best.map(|best| self.target(best));
         }
         let overprovisioning = moment.config.balance.overprovisioning_percent;
         let first_of = |places: &[u32]| {

@@ -4,19 +4,21 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use backstop::config::{Config, Diagnostic, Service, Transport};
-use backstop::health::{Prober, UrlProber};
+use backstop::config::{Config, Diagnostic, Model, Service, Source, Transport};
+use backstop::discovery::{Discovery, Targets};
 use backstop::plugins::StrategySet;
-use backstop::registry::Target;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
-use backstop::{Assembled, Failure, assemble};
+use backstop::{Assembled, assemble};
 use backstop_gateway::Gateway;
 use backstop_gateway::model::ModelSpec;
 use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
-use futures_util::future::BoxFuture;
+
+/// How long the start waits for the sources of targets.
+const FIRST_SEARCH: Duration = Duration::from_secs(5);
 
 /// A host made from a configuration, with everything that is wrong about it.
 pub(crate) struct Host {
@@ -68,7 +70,7 @@ impl Host {
         }
         let mut models = Vec::new();
         for model in &config.models {
-            match ModelSpec::from_config(model, &|name| std::env::var(name).ok()) {
+            match model_spec(model) {
                 Ok(spec) => models.push(spec),
                 Err(reason) => {
                     let field = format!("model {:?}", model.name);
@@ -80,10 +82,18 @@ impl Host {
         diagnostics.extend(mixed_groups(&config, path));
         diagnostics.extend(not_served(&config, path));
         let mut gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
-        if !models.is_empty() {
+        let mut sources = config.discoveries.iter();
+        let may_come = sources.any(|source| matches!(source.source, Source::File { .. }));
+        if !models.is_empty() || may_come {
             gateway = gateway
                 .with_models(models, config.completion.clone())
                 .context("the models")?;
+        }
+        gateway.set_mixed_schemas(config.gateway.mixed_schemas);
+        for source in &config.discoveries {
+            if let Source::File { file } = &source.source {
+                diagnostics.extend(in_file(file));
+            }
         }
         Ok(Self {
             config,
@@ -93,23 +103,59 @@ impl Host {
         })
     }
 
+    /// Follows the sources of targets, if there are any, and waits a while for what they say first.
+    pub(crate) async fn discover(&self) -> Option<Discovery> {
+        if self.config.discoveries.is_empty() {
+            return None;
+        }
+        let services = self.config.services.iter().filter(|s| spec(s).is_ok());
+        let models = self.config.models.iter().filter(|m| model_spec(m).is_ok());
+        let fixed = Targets {
+            services: services.cloned().collect(),
+            models: models.cloned().collect(),
+        };
+        let (gateway, config) = (self.gateway.clone(), self.config.clone());
+        let sink = move |targets: &Targets| {
+            let services: Result<Vec<_>, _> = targets.services.iter().map(spec).collect();
+            let models: Result<Vec<_>, _> = targets.models.iter().map(model_spec).collect();
+            let of_services = targets.services.iter().map(|s| s.target(&config));
+            let of_models = targets.models.iter().map(|m| m.target(&config));
+            gateway
+                .replace(of_services.chain(of_models).collect(), services?, models?)
+                .map_err(|error| error.to_string())
+        };
+        let discovery = Discovery::spawn(
+            self.gateway.engine().clone(),
+            fixed,
+            &self.config.discoveries,
+            Arc::new(sink),
+            backstop::random::from_os(),
+        );
+        if tokio::time::timeout(FIRST_SEARCH, discovery.settled())
+            .await
+            .is_err()
+        {
+            tracing::warn!("not every source of targets has answered yet");
+        }
+        Some(discovery)
+    }
+
     /// Whether anything is wrong that is not merely odd.
     pub(crate) fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)
     }
+}
 
-    /// A prober for every service: its health URL where the operator gave one, else MCP itself.
-    pub(crate) fn prober(&self) -> anyhow::Result<Arc<dyn Prober>> {
-        let by_url = self
-            .config
-            .services
-            .iter()
-            .filter(|service| service.health_url.is_some());
-        Ok(Arc::new(Probers {
-            url: UrlProber::new().context("the client of the health checks")?,
-            by_url: by_url.map(|service| service.name.as_str().into()).collect(),
-            mcp: Box::new(self.gateway.prober()),
-        }))
+/// What is wrong in a file of targets. It may come later, so that it is missing is only odd.
+fn in_file(file: &Path) -> Vec<Diagnostic> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => {
+            Config::parse_targets(&text, file, &|name| std::env::var(name).ok()).diagnostics
+        }
+        Err(error) => {
+            let reason = format!("no target comes from it yet: {error}");
+            vec![Diagnostic::warning(file, "", reason)]
+        }
     }
 }
 
@@ -185,6 +231,10 @@ fn spec(service: &Service) -> Result<ServiceSpec, String> {
     })
 }
 
+fn model_spec(model: &Model) -> Result<ModelSpec, String> {
+    ModelSpec::from_config(model, &|name| std::env::var(name).ok())
+}
+
 /// A command that is nowhere to be found will not be there when a call needs it either.
 fn unreachable_command(service: &Service, path: &Path) -> Option<Diagnostic> {
     let Transport::Stdio { command, .. } = &service.transport else {
@@ -226,24 +276,4 @@ fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
         list.push(Diagnostic::warning(path, "admin", reason));
     }
     list
-}
-
-struct Probers {
-    url: UrlProber,
-    by_url: Vec<Arc<str>>,
-    mcp: Box<dyn Prober>,
-}
-
-impl Prober for Probers {
-    fn covers(&self, target: &Target) -> bool {
-        self.by_url.contains(&target.name) || self.mcp.covers(target)
-    }
-
-    fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
-        if self.by_url.contains(&target.name) {
-            self.url.probe(target)
-        } else {
-            self.mcp.probe(target)
-        }
-    }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -28,7 +29,8 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     for diagnostic in &host.diagnostics {
         terminal::complain(&diagnostic.to_string());
     }
-    if host.config.services.is_empty() && host.config.models.is_empty() {
+    let config = &host.config;
+    if config.services.is_empty() && config.models.is_empty() && config.discoveries.is_empty() {
         terminal::complain(&format!(
             "backstop: {} has no service and no model that can be used: nothing to serve",
             path.display()
@@ -39,11 +41,13 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
+    let _discovery = host.discover().await;
     let engine = host.gateway.engine();
     // Where health checks are off for all, a target may have some of its own.
+    let prober = host.gateway.prober();
     let _checks = HealthChecker::spawn(
         engine.registry().clone(),
-        host.prober()?,
+        Arc::new(prober.context("the client of the health checks")?),
         backstop::random::from_os(),
     );
 

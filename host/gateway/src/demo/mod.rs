@@ -55,7 +55,7 @@ pub(crate) async fn run(as_json: bool) -> anyhow::Result<ExitCode> {
     let engine = host.gateway.engine().clone();
     let _checks = HealthChecker::spawn(
         engine.registry().clone(),
-        host.prober()?,
+        Arc::new(host.gateway.prober()?),
         backstop::random::from_os(),
     );
     let mut events = engine.subscribe();

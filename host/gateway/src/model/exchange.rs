@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use backstop::call::{Attempt, AttemptRecord, RepeatSafety};
 use backstop::config::{Completion, ModelApi};
 use backstop::detect::{Detector, Signal, TransportFault};
@@ -11,7 +12,7 @@ use backstop::registry::Permit;
 use backstop::{Exchange, Failure, Kind, Origin};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Url};
+use reqwest::{Client, Response, Url};
 use tokio::time::{Instant, timeout_at};
 
 use super::anthropic;
@@ -22,6 +23,7 @@ use super::spec::{ApiKey, ModelSpec};
 use super::stream::{Dialect, Pieces, Progress, Sent, without_key};
 use crate::envelope::Json;
 use crate::exchange::{chain, classify_error};
+use crate::gateway::GatewayError;
 use crate::upstream::http::{self, ERROR_BODY_BYTES};
 use crate::upstream::{Fault, MAX_MESSAGE_BYTES, UpstreamError};
 
@@ -65,53 +67,95 @@ pub(crate) struct Stream {
     pub(crate) leave: Option<(Permit, Duration)>,
 }
 
+/// The models there are at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    by_name: HashMap<Arc<str>, Arc<Model>>,
+    /// Highest priority first.
+    pub(crate) groups: BTreeMap<Arc<str>, Vec<Arc<Model>>>,
+}
+
 /// Carries requests to models for the engine.
 #[derive(Debug)]
 pub(crate) struct ModelExchange {
-    by_name: HashMap<Arc<str>, Arc<Model>>,
-    /// Highest priority first.
-    groups: BTreeMap<Arc<str>, Vec<Arc<Model>>>,
+    known: ArcSwap<Known>,
     pub(crate) options: Completion,
 }
 
-impl ModelExchange {
-    /// # Errors
-    /// The name of the model there is no HTTP client for, and why; or that of two of one name.
-    pub(crate) fn new(
-        specs: Vec<ModelSpec>,
-        options: Completion,
-    ) -> Result<Self, (Arc<str>, Option<reqwest::Error>)> {
+impl Known {
+    /// These models; one that is as it was before keeps its connections.
+    fn new(specs: Vec<ModelSpec>, old: &Self) -> Result<Self, GatewayError> {
         let mut by_name = HashMap::new();
         let mut groups: BTreeMap<Arc<str>, Vec<Arc<Model>>> = BTreeMap::new();
         for spec in specs {
             let name = spec.name.clone();
-            let client =
-                http::client(&spec.base_url).map_err(|error| (name.clone(), Some(error)))?;
-            let model = Arc::new(Model { spec, client });
+            let model = match old.by_name.get(&name) {
+                Some(old) if old.spec == spec => old.clone(),
+                _ => {
+                    let client = http::client(&spec.base_url);
+                    let client = client.map_err(|source| GatewayError::Client {
+                        service: name.clone(),
+                        source,
+                    })?;
+                    Arc::new(Model { spec, client })
+                }
+            };
             groups
                 .entry(model.spec.group.clone())
                 .or_default()
                 .push(model.clone());
             if by_name.insert(name.clone(), model).is_some() {
-                return Err((name, None));
+                return Err(GatewayError::Twice(name));
             }
         }
         for models in groups.values_mut() {
             models.sort_by_key(|model| std::cmp::Reverse(model.spec.priority));
         }
-        Ok(Self {
-            by_name,
-            groups,
-            options,
-        })
+        Ok(Self { by_name, groups })
     }
 
     pub(crate) fn model(&self, name: &str) -> Option<&Arc<Model>> {
         self.by_name.get(name)
     }
+}
 
-    pub(crate) fn groups(&self) -> &BTreeMap<Arc<str>, Vec<Arc<Model>>> {
-        &self.groups
+impl ModelExchange {
+    pub(crate) fn new(specs: Vec<ModelSpec>, options: Completion) -> Result<Self, GatewayError> {
+        Ok(Self {
+            known: ArcSwap::from_pointee(Known::new(specs, &Known::default())?),
+            options,
+        })
+    }
+
+    /// The models there are now.
+    pub(crate) fn known(&self) -> Arc<Known> {
+        self.known.load_full()
+    }
+
+    /// Makes the models exactly these, around a change to the engine's targets: a target that is there
+    /// must be known how to reach.
+    pub(crate) fn replace(
+        &self,
+        specs: Vec<ModelSpec>,
+        change: impl FnOnce() -> Result<(), GatewayError>,
+    ) -> Result<(), GatewayError> {
+        let old = self.known();
+        let new = Known::new(specs, &old)?;
+        let mut by_name = old.by_name.clone();
+        by_name.extend(
+            new.by_name
+                .iter()
+                .map(|(name, model)| (name.clone(), model.clone())),
+        );
+        let both = Known {
+            by_name,
+            groups: new.groups.clone(),
+        };
+        self.known.store(Arc::new(both));
+        let changed = change();
+        self.known
+            .store(if changed.is_ok() { Arc::new(new) } else { old });
+        changed
     }
 
     /// Why a model can never serve a request; `None` if it can.
@@ -123,7 +167,8 @@ impl ModelExchange {
             Endpoint::Embeddings if anthropic => lacks("embeddings"),
             // Vectors of two models have nothing to do with each other.
             Endpoint::Embeddings => {
-                let first = self.groups.get(&spec.group)?;
+                let known = self.known();
+                let first = known.groups.get(&spec.group)?;
                 let first = first.iter().find(|m| m.spec.api == ModelApi::Openai)?;
                 (request.pin.is_none() && first.spec.model != spec.model).then(|| {
                     format!(
@@ -168,7 +213,8 @@ impl Exchange for ModelExchange {
         request: &ModelRequest,
     ) -> Result<ModelAnswer, ModelError> {
         let name = &attempt.target.name;
-        let Some(model) = self.by_name.get(name) else {
+        let known = self.known();
+        let Some(model) = known.model(name) else {
             let text = "it is no model of the gateway";
             return Err(UpstreamError::fault(name, Fault::NotSent, text).into());
         };
@@ -217,13 +263,14 @@ impl Exchange for ModelExchange {
         group: &str,
         failed: &[AttemptRecord],
     ) -> Vec<Arc<str>> {
-        let Some(models) = self.groups.get(group).filter(|_| request.pin.is_none()) else {
+        let known = self.known();
+        let Some(models) = known.groups.get(group).filter(|_| request.pin.is_none()) else {
             return Vec::new();
         };
         let too_small: Vec<&ModelSpec> = failed
             .iter()
             .filter(|record| record.failure.kind == Kind::CONTEXT_LENGTH)
-            .filter_map(|record| Some(&self.by_name.get(&record.target)?.spec))
+            .filter_map(|record| Some(&known.model(&record.target)?.spec))
             .collect();
         let (mut unfit, fit): (Vec<_>, Vec<_>) = models.iter().partition(|model| {
             self.cannot(model, request).is_some()
@@ -343,7 +390,6 @@ impl ModelExchange {
 impl Model {
     /// Sends a request; what is no success is an error.
     async fn post(&self, request: &ModelRequest) -> Result<Sent, ModelError> {
-        let name = &self.spec.name;
         let key = self.key().await?;
         let (path, body) = self.translated(request)?;
         let accept = if request.stream {
@@ -351,26 +397,9 @@ impl Model {
         } else {
             "application/json"
         };
-        let mut headers = self.spec.headers.clone();
+        let mut headers = self.headers(key.as_deref())?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        if self.spec.api == ModelApi::Anthropic {
-            headers
-                .entry("anthropic-version")
-                .or_insert(HeaderValue::from_static(ANTHROPIC_VERSION));
-        }
-        if let Some(key) = &key {
-            let (header, text) = match self.spec.api {
-                ModelApi::Openai => (AUTHORIZATION, format!("Bearer {key}")),
-                ModelApi::Anthropic => (HeaderName::from_static("x-api-key"), key.to_string()),
-            };
-            let mut value = HeaderValue::from_str(&text).map_err(|_| {
-                let text = "its key has characters HTTP does not allow";
-                UpstreamError::fault(name, Fault::NotSent, text)
-            })?;
-            value.set_sensitive(true);
-            headers.insert(header, value);
-        }
         let sent = self
             .client
             .post(below(&self.spec.base_url, path))
@@ -378,6 +407,48 @@ impl Model {
             .body(body)
             .send()
             .await;
+        self.received(sent, key).await
+    }
+
+    /// Asks for the list of models, which costs no tokens: a sign of life.
+    pub(crate) async fn probe(&self) -> Result<(), ModelError> {
+        let key = self.key().await?;
+        let headers = self.headers(key.as_deref())?;
+        let models = below(&self.spec.base_url, "models");
+        let sent = self.client.get(models).headers(headers).send().await;
+        self.received(sent, key).await.map(drop)
+    }
+
+    /// The header fields of every request.
+    fn headers(&self, key: Option<&str>) -> Result<HeaderMap, ModelError> {
+        let mut headers = self.spec.headers.clone();
+        if self.spec.api == ModelApi::Anthropic {
+            headers
+                .entry("anthropic-version")
+                .or_insert(HeaderValue::from_static(ANTHROPIC_VERSION));
+        }
+        if let Some(key) = key {
+            let (header, text) = match self.spec.api {
+                ModelApi::Openai => (AUTHORIZATION, format!("Bearer {key}")),
+                ModelApi::Anthropic => (HeaderName::from_static("x-api-key"), key.to_string()),
+            };
+            let mut value = HeaderValue::from_str(&text).map_err(|_| {
+                let text = "its key has characters HTTP does not allow";
+                UpstreamError::fault(&self.spec.name, Fault::NotSent, text)
+            })?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+        Ok(headers)
+    }
+
+    /// What came back; what is no success is an error.
+    async fn received(
+        &self,
+        sent: Result<Response, reqwest::Error>,
+        key: Option<Arc<str>>,
+    ) -> Result<Sent, ModelError> {
+        let name = &self.spec.name;
         let response = sent.map_err(|error| http::fault(name, error))?;
         let mut sent = Sent { response, key };
         let status = sent.response.status();

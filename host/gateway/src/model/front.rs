@@ -229,14 +229,15 @@ fn read(
     };
 
     let exchange = &models.exchange;
+    let there = exchange.known();
     let (group, named) = match (
-        exchange.groups().get_key_value(request.asked_for.as_str()),
-        exchange.model(&request.asked_for),
+        there.groups.get_key_value(request.asked_for.as_str()),
+        there.model(&request.asked_for),
     ) {
         (Some((group, _)), _) => (group.clone(), None),
         (None, Some(model)) => (model.spec.group.clone(), Some(model.spec.name.clone())),
         (None, None) => {
-            let known: Vec<&str> = exchange.groups().keys().map(|name| &**name).collect();
+            let known: Vec<&str> = there.groups.keys().map(|name| &**name).collect();
             let message = format!(
                 "there is no model {:?}; ask for one of {}",
                 request.asked_for,
@@ -252,9 +253,7 @@ fn read(
     request.pin = match text(PIN) {
         None => named,
         Some(given) => {
-            let pinned = exchange
-                .model(given)
-                .filter(|model| model.spec.group == group);
+            let pinned = there.model(given).filter(|model| model.spec.group == group);
             let pinned = pinned.map(|model| model.spec.name.clone());
             let pinned = pinned.filter(|pin| named.as_ref().is_none_or(|named| named == pin));
             Some(
@@ -263,7 +262,7 @@ fn read(
             )
         }
     };
-    let candidates = exchange.groups().get(&group).into_iter().flatten();
+    let candidates = there.groups.get(&group).into_iter().flatten();
     let refusals: Option<Vec<String>> = candidates
         .filter(|model| {
             request
@@ -288,7 +287,8 @@ fn read(
 
 /// Groups first: they are what a client should ask for.
 async fn list(State(front): State<Front>) -> Response {
-    let groups = front.models.exchange.groups();
+    let known = front.models.exchange.known();
+    let groups = &known.groups;
     let models = groups.values().flatten().map(|model| &model.spec.name);
     let models = models.filter(|name| !groups.contains_key(*name));
     let data: Vec<Value> = groups
@@ -300,8 +300,8 @@ async fn list(State(front): State<Front>) -> Response {
 }
 
 async fn one(State(front): State<Front>, Path(id): Path<String>) -> Response {
-    let exchange = &front.models.exchange;
-    if exchange.groups().contains_key(id.as_str()) || exchange.model(&id).is_some() {
+    let known = front.models.exchange.known();
+    if known.groups.contains_key(id.as_str()) || known.model(&id).is_some() {
         return as_json(&entry(&id));
     }
     let message = format!("there is no model {id:?}");

@@ -18,6 +18,7 @@ use backstop::operation::OperationRules;
 use backstop::{Call, CallError, Engine, Outcome};
 
 use error::ModelError;
+pub(crate) use exchange::Model;
 use exchange::{ModelAnswer, ModelExchange};
 use front::Asked;
 pub use spec::{ApiKey, ModelSpec};
@@ -28,7 +29,7 @@ use crate::gateway::GatewayError;
 #[derive(Debug)]
 pub(crate) struct Models {
     pub(crate) engine: Engine,
-    exchange: ModelExchange,
+    pub(crate) exchange: ModelExchange,
     operations: Arc<OperationRules>,
 }
 
@@ -39,16 +40,9 @@ impl Models {
         specs: Vec<ModelSpec>,
         options: Completion,
     ) -> Result<Self, GatewayError> {
-        let exchange = ModelExchange::new(specs, options).map_err(|(name, error)| match error {
-            None => GatewayError::Twice(name),
-            Some(source) => GatewayError::Client {
-                service: name,
-                source,
-            },
-        })?;
         Ok(Self {
             engine,
-            exchange,
+            exchange: ModelExchange::new(specs, options)?,
             operations,
         })
     }

@@ -9,7 +9,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 /// One model the gateway may ask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// Its name: the name of the engine's target.
     pub name: Arc<str>,
@@ -38,7 +38,7 @@ pub struct ModelSpec {
 }
 
 /// The key a model is asked with. Nothing shows it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub enum ApiKey {
     /// None is sent.
     None,

@@ -46,9 +46,10 @@ impl Router {
 
     /// What the groups can do together. One server speaks for its group.
     async fn union(&self) -> (Map<String, Value>, Option<String>) {
-        let groups = self.catalog.groups.iter().map(|group| async move {
-            let members = self
-                .upstreams()
+        let known = self.catalog.groups();
+        let upstreams = &self.upstreams();
+        let groups = known.iter().map(|group| async move {
+            let members = upstreams
                 .values()
                 .filter(|upstream| upstream.spec.group == *group);
             let mut asked: FuturesUnordered<_> = members.map(|upstream| upstream.peer()).collect();
@@ -75,17 +76,19 @@ impl Router {
                 continue;
             }
             let mut capability = Map::new();
-            for flag in ["listChanged", "subscribe"] {
-                if declared.iter().any(|value| value[flag] == true) {
-                    capability.insert(flag.into(), true.into());
-                }
+            if declared.iter().any(|value| value["subscribe"] == true) {
+                capability.insert("subscribe".into(), true.into());
+            }
+            // The lists are the gateway's own: they change when servers come and go.
+            if matches!(name, "tools" | "prompts" | "resources") {
+                capability.insert("listChanged".into(), true.into());
             }
             union.insert(name.into(), capability.into());
         }
         if peers.is_empty() {
             // Nobody could be asked yet. Tools are what the gateway is there for, and the list is
             // asked for anew each time.
-            union.insert("tools".into(), json!({}));
+            union.insert("tools".into(), json!({ "listChanged": true }));
         }
         let instructions: Vec<&str> = peers
             .iter()

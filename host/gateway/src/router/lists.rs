@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Asker, Refused, Router, outcome};
-use crate::catalog::{Listing, Section};
+use crate::catalog::Section;
 use crate::envelope::{Json, Payload};
 use crate::exchange::{McpAnswer, McpRequest};
 use crate::upstream::Upstream;
@@ -20,7 +20,7 @@ use crate::upstream::Upstream;
 /// How long a group's list may take.
 pub(super) const LIST_DEADLINE: Duration = Duration::from_secs(10);
 /// Pages of one list; a server that never ends its list is cut off there.
-const MAX_PAGES: usize = 256;
+pub(super) const MAX_PAGES: usize = 256;
 
 /// How long a group whose list could not be had is left alone by calls that look for a name.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -41,18 +41,21 @@ impl Tried {
 impl Router {
     /// The list of every group, as one page. It fails only where nothing is known of any group.
     pub(crate) async fn list(&self, section: Section, asker: &Asker) -> Result<Json, Refused> {
-        let groups = self
-            .catalog
-            .groups
+        let groups = self.catalog.groups();
+        let refreshed = groups
             .iter()
             .map(|group| self.refresh(group, section, asker));
         let mut failed = None;
-        let mut known = self.catalog.groups.is_empty();
-        for (group, refreshed) in self.catalog.groups.iter().zip(join_all(groups).await) {
+        let mut known = groups.is_empty();
+        for (group, refreshed) in groups.iter().zip(join_all(refreshed).await) {
             if let Err(answer) = refreshed {
                 failed = failed.or(Some(answer));
             }
-            known |= self.catalog.knows(group, section);
+            if self.catalog.knows(group, section) {
+                known = true;
+            } else {
+                self.catalog.missed(group, section);
+            }
         }
         match failed {
             Some(McpAnswer {
@@ -76,16 +79,18 @@ impl Router {
     /// Makes sure that the lists are known as far as they can be.
     pub(super) async fn load(&self, section: Section) {
         let is_unknown = |group: &Arc<str>| !self.catalog.is_current(group, section);
-        if !self.catalog.groups.iter().any(is_unknown) {
+        let groups = self.catalog.groups();
+        if !groups.iter().any(is_unknown) {
             return;
         }
         let mut tried = self.loading.lock().await;
-        let mut due = self.catalog.groups.clone();
+        let mut due = groups.to_vec();
         due.retain(|group| is_unknown(group) && tried.is_due(group, section));
         let asker = Asker::default();
-        let loaded = join_all(due.iter().map(|group| self.refresh(group, section, &asker))).await;
-        for (group, loaded) in due.iter().zip(loaded) {
-            if loaded.is_err() {
+        let look = |group| self.look(group, section, &asker);
+        let loaded = join_all(due.iter().map(look)).await;
+        for (group, is_current) in due.iter().zip(loaded) {
+            if !is_current {
                 tried
                     .failed
                     .insert((group.clone(), section), Instant::now());
@@ -93,18 +98,23 @@ impl Router {
         }
     }
 
-    fn members(&self, group: &Arc<str>) -> impl Iterator<Item = &Arc<Upstream>> {
-        let all = self.upstreams().values();
-        all.filter(move |upstream| upstream.spec.group == *group)
+    /// Asks for a list: whoever has shown that it changed, else any member.
+    async fn look(&self, group: &Arc<str>, section: Section, asker: &Asker) -> bool {
+        let doubted = self.catalog.doubted(group, section);
+        if doubted.is_empty() {
+            return self.refresh(group, section, asker).await.is_ok();
+        }
+        join_all(doubted.iter().map(|member| self.survey(member))).await;
+        self.catalog.is_current(group, section)
     }
 
     /// Whether every server of a group has said that it has no such list.
     fn nobody_has(&self, group: &Arc<str>, section: Section) -> bool {
-        self.members(group).all(|upstream| {
-            upstream
-                .known_peer()
-                .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
-        })
+        let upstreams = self.upstreams();
+        let mut members = upstreams
+            .values()
+            .filter(|upstream| upstream.spec.group == *group);
+        members.all(|upstream| has_not(upstream, section))
     }
 
     async fn refresh(
@@ -114,7 +124,11 @@ impl Router {
         asker: &Asker,
     ) -> Result<(), McpAnswer> {
         if self.nobody_has(group, section) {
-            self.catalog.keep(group, section, Listing::default());
+            for upstream in self.upstreams().values() {
+                if upstream.spec.group == *group {
+                    self.keep(&upstream.spec.name, section, Vec::new());
+                }
+            }
             return Ok(());
         }
         let mut items = Vec::new();
@@ -156,11 +170,17 @@ impl Router {
                 break;
             }
         }
-        // A tool's next call may go to any server of the group: one that is not trusted must not gain
-        // by what another says.
-        let trusted = self.members(group).all(|upstream| upstream.spec.trusted);
-        self.catalog
-            .keep(group, section, Listing::read(section, items, trusted));
+        // Without a server it was the last known good list, which is known already.
+        if let Some(member) = served_by {
+            self.keep(&member, section, items);
+        }
         Ok(())
     }
+}
+
+/// Whether a server has said that it has no such list.
+pub(super) fn has_not(upstream: &Upstream, section: Section) -> bool {
+    upstream
+        .known_peer()
+        .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
 }

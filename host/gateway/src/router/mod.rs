@@ -7,8 +7,9 @@
 mod hello;
 mod lists;
 mod outcome;
+mod survey;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -64,6 +65,10 @@ pub(crate) struct Router {
     /// Which server asked back, by the state it wants to be given.
     rounds: Mutex<VecDeque<(String, Arc<str>)>>,
     loading: tokio::sync::Mutex<lists::Tried>,
+    /// Servers that are being asked what they offer, for nobody in particular.
+    surveyed: Mutex<HashSet<Arc<str>>>,
+    /// Held while the set of servers is replaced.
+    changing: Mutex<()>,
 }
 
 /// A refusal of the gateway's own.
@@ -84,24 +89,10 @@ impl Refused {
 }
 
 impl Router {
-    pub(crate) fn new(
-        engine: Engine,
-        operations: OperationRules,
-        upstreams: Vec<Arc<Upstream>>,
-    ) -> Self {
-        let mut groups: Vec<Arc<str>> = Vec::new();
-        for upstream in &upstreams {
-            if !groups.contains(&upstream.spec.group) {
-                groups.push(upstream.spec.group.clone());
-            }
-        }
-        let catalog = Arc::new(Catalog::new(groups));
-        let by_name: HashMap<_, _> = upstreams
-            .into_iter()
-            .map(|upstream| (upstream.spec.name.clone(), upstream))
-            .collect();
+    pub(crate) fn new(engine: Engine, operations: OperationRules) -> Self {
+        let catalog = Arc::new(Catalog::default());
         let exchange = McpExchange {
-            upstreams: Arc::new(by_name),
+            upstreams: Arc::default(),
             catalog: catalog.clone(),
             operations: Arc::new(operations),
         };
@@ -113,11 +104,18 @@ impl Router {
             news,
             rounds: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
+            surveyed: Mutex::default(),
+            changing: Mutex::default(),
         }
     }
 
-    pub(crate) fn upstreams(&self) -> &Upstreams {
-        &self.exchange.upstreams
+    /// The servers there are.
+    pub(crate) fn upstreams(&self) -> Arc<Upstreams> {
+        self.exchange.upstreams.load_full()
+    }
+
+    pub(crate) fn upstream(&self, service: &str) -> Option<Arc<Upstream>> {
+        self.exchange.upstreams.load().get(service).cloned()
     }
 
     /// Answers one request; dropping the future cancels it at the server that works on it.
@@ -337,7 +335,7 @@ impl Router {
     }
 
     async fn find_uri(&self, uri: &str) -> Result<Arc<str>, Refused> {
-        if self.catalog.groups.len() > 1 {
+        if self.catalog.groups().len() > 1 {
             self.load(Section::Resources).await;
             self.load(Section::Templates).await;
         }
@@ -382,7 +380,8 @@ impl Router {
 
     /// Every server that logs is told; one that does not, or is ill, is no reason to refuse.
     async fn set_log_level(&self, params: Option<&Json>) -> Json {
-        let tell = self.upstreams().values().filter(|upstream| {
+        let upstreams = self.upstreams();
+        let tell = upstreams.values().filter(|upstream| {
             let peer = upstream.known_peer();
             peer.is_some_and(|peer| !peer.modern && peer.capabilities.member("logging").is_some())
         });
@@ -402,10 +401,8 @@ impl Router {
     /// Tells the clients what a server said without being asked.
     pub(crate) fn spread(&self, unasked: &Unasked) {
         let method = &*unasked.method;
-        if method.ends_with("/list_changed")
-            && let Some(upstream) = self.upstreams().get(&unasked.service)
-        {
-            self.catalog.forget(&upstream.spec.group);
+        if method.ends_with("/list_changed") {
+            self.catalog.forget(&unasked.service);
         }
         let updated = method == "notifications/resources/updated";
         let uri = unasked

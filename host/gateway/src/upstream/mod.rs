@@ -42,7 +42,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
 const DISCOVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One server the gateway may ask.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServiceSpec {
     /// Its name: the name of the engine's target.
     pub name: Arc<str>,
@@ -55,7 +55,7 @@ pub struct ServiceSpec {
 }
 
 /// How a server is reached.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TransportSpec {
     /// A child process that speaks over its standard input and output.
     Stdio {
@@ -104,14 +104,35 @@ pub(crate) struct Unasked {
     pub(crate) params: Option<Json>,
 }
 
-/// One server and the connection to it.
+/// What is heard of servers besides answers.
+#[derive(Debug, Clone)]
+pub(crate) enum Heard {
+    /// One said something without being asked.
+    Unasked(Unasked),
+    /// One has said who it is: it is new, or it was away.
+    Greeted(Arc<str>),
+    /// One keeps ending before it is of any use.
+    Crashing(Crash),
+}
+
+/// A child process that ended early, not for the first time in a row.
+#[derive(Debug, Clone)]
+pub(crate) struct Crash {
+    pub(crate) service: Arc<str>,
+    pub(crate) starts: u32,
+    pub(crate) reason: String,
+    pub(crate) stderr: Vec<String>,
+    pub(crate) again_after: Duration,
+}
+
+/// One server and the connection to it, which ends when nobody holds it any more.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) spec: ServiceSpec,
     link: Link,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Link {
     Stdio(Arc<stdio::Stdio>),
     Http(Arc<http::Http>),
@@ -120,17 +141,27 @@ enum Link {
 impl Upstream {
     pub(crate) fn new(
         spec: ServiceSpec,
-        unasked: mpsc::Sender<Unasked>,
+        heard: mpsc::Sender<Heard>,
     ) -> Result<Self, reqwest::Error> {
         let link = match &spec.transport {
-            TransportSpec::Stdio { .. } => Link::Stdio(Arc::new(stdio::Stdio::new(&spec, unasked))),
+            TransportSpec::Stdio { .. } => Link::Stdio(Arc::new(stdio::Stdio::new(&spec, heard))),
             TransportSpec::Http { url, headers } => Link::Http(Arc::new(http::Http::new(
                 spec.name.clone(),
                 url.clone(),
                 headers.clone(),
+                heard,
             )?)),
         };
         Ok(Self { spec, link })
+    }
+
+    /// The same server under a new description; the connection stays where it is reached as before.
+    pub(crate) fn with_spec(&self, spec: ServiceSpec) -> Option<Self> {
+        let same = self.spec.name == spec.name && self.spec.transport == spec.transport;
+        same.then(|| Self {
+            link: self.link.clone(),
+            spec,
+        })
     }
 
     /// Sends one request and waits for its answer. `alive` is called for every sign of progress.
@@ -165,17 +196,43 @@ impl Upstream {
         }
     }
 
-    /// Asks for a sign of life in the server's own era: `server/discover` or `ping`. A JSON-RPC
-    /// error is one, too.
+    /// Asks for a sign of life in the server's own era: `server/discover` or `ping`. An answer to `ping`
+    /// is one even where it is an error. A server that no longer answers in its era was exchanged for
+    /// another one: it is greeted anew.
     pub(crate) async fn probe(&self) -> Result<(), UpstreamError> {
-        let method = if self.peer().await?.modern {
+        let Some(peer) = self.known_peer() else {
+            // To say who it is, is a sign of life.
+            return self.peer().await.map(drop);
+        };
+        let method = if peer.modern {
             "server/discover"
         } else {
             "ping"
         };
-        self.request(method, None, &Wiring::default(), &|| {})
-            .await
-            .map(drop)
+        let is_answer = |answer: &Payload| !peer.modern || discovered(answer).is_some();
+        match self.request(method, None, &Wiring::default(), &|| {}).await {
+            Ok(answer) if is_answer(&answer) => Ok(()),
+            // It has been greeted anew over this.
+            Err(UpstreamError::SessionExpired { .. }) => Ok(()),
+            // 400: the version; 404 and 405: the endpoint. Another era speaks there now, or nobody does.
+            Ok(_)
+            | Err(UpstreamError::Http {
+                status: 400 | 404 | 405,
+                ..
+            }) if peer.modern => {
+                self.greet_anew(&peer);
+                self.peer().await.map(drop)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// Forgets who the server is, unless it has been greeted since.
+    fn greet_anew(&self, peer: &Arc<Peer>) {
+        match &self.link {
+            Link::Stdio(stdio) => stdio.end_if(peer),
+            Link::Http(http) => http.forget_if(peer),
+        }
     }
 
     /// Ends the connection; a child process is killed.

@@ -10,11 +10,12 @@ use std::time::Duration;
 use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::{Client, RequestBuilder, Response, Url, redirect};
+use tokio::sync::mpsc;
 
 use super::{
-    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, UpstreamError, Wiring, discovered,
-    initialize_params, initialized, meta, name_of,
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Heard, MODERN, Peer, UpstreamError, Wiring,
+    discovered, initialize_params, initialized, meta, name_of,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 use response::Resolver;
@@ -40,6 +41,7 @@ pub(super) struct Http {
     /// Held while a session is being made.
     greeting: tokio::sync::Mutex<()>,
     session: Mutex<Option<Arc<Session>>>,
+    heard: mpsc::Sender<Heard>,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Http {
         service: Arc<str>,
         url: Url,
         headers: HeaderMap,
+        heard: mpsc::Sender<Heard>,
     ) -> Result<Self, reqwest::Error> {
         Ok(Self {
             service,
@@ -89,6 +92,7 @@ impl Http {
             next_id: AtomicU64::new(1),
             greeting: tokio::sync::Mutex::default(),
             session: Mutex::default(),
+            heard,
         })
     }
 
@@ -130,20 +134,28 @@ impl Http {
         }
     }
 
+    /// Forgets who the server is, unless it has been greeted since.
+    pub(super) fn forget_if(&self, peer: &Arc<Peer>) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|current| Arc::ptr_eq(&current.peer, peer));
+    }
+
     pub(super) async fn close(&self) {
-        let session = self
-            .session
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(id) = session.and_then(|session| session.id.clone()) {
-            let request = self
-                .client
-                .delete(self.url.clone())
-                .headers(self.headers.clone())
-                .header(SESSION_ID, id);
-            let _ = request.timeout(Duration::from_secs(2)).send().await;
+        if let Some(farewell) = self.farewell() {
+            let _ = farewell.send().await;
         }
+    }
+
+    /// What ends the session, where there is one.
+    fn farewell(&self) -> Option<RequestBuilder> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = session.take()?.id.clone()?;
+        let request = self
+            .client
+            .delete(self.url.clone())
+            .headers(self.headers.clone())
+            .header(SESSION_ID, id);
+        Some(request.timeout(Duration::from_secs(2)))
     }
 
     /// Forgets this session, not the one somebody else may have made meanwhile.
@@ -178,6 +190,7 @@ impl Http {
                 }
             };
             *this.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+            let _ = this.heard.try_send(Heard::Greeted(this.service.clone()));
             Ok(session)
         });
         greeting.await.unwrap_or_else(|error| {
@@ -350,6 +363,16 @@ impl Http {
             .send()
             .await
             .map_err(|error| fault(&self.service, error))
+    }
+}
+
+impl Drop for Http {
+    fn drop(&mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current()
+            && let Some(farewell) = self.farewell()
+        {
+            runtime.spawn(farewell.send());
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Fault, MAX_MESSAGE_BYTES, Peer, Unasked, UpstreamError, Wiring, meta};
+use super::super::{Fault, Heard, MAX_MESSAGE_BYTES, Peer, Unasked, UpstreamError, Wiring, meta};
+use super::{LAST_WORDS, LastWords};
 use crate::envelope::{self, Envelope, Json, Payload};
 
 /// Notifications about one request that may wait; more are dropped, for they only tell progress.
@@ -98,7 +99,7 @@ impl Connection {
     }
 
     /// Gives a message to whom it concerns.
-    fn dispatch(&self, line: Bytes, unasked: &mpsc::Sender<Unasked>) {
+    fn dispatch(&self, line: Bytes, heard: &mpsc::Sender<Heard>) {
         let envelope = match Envelope::parse(line) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -132,11 +133,11 @@ impl Connection {
                 }
             }
             Envelope::Notification { method, params } => {
-                let _ = unasked.try_send(Unasked {
+                let _ = heard.try_send(Heard::Unasked(Unasked {
                     service: self.service.clone(),
                     method,
                     params,
-                });
+                }));
             }
             Envelope::Request { id, method, .. } => {
                 let answer = if &*method == "ping" {
@@ -202,13 +203,13 @@ pub(super) async fn read(
     connection: Arc<Connection>,
     mut child: Child,
     stdout: impl AsyncRead + Unpin,
-    unasked: mpsc::Sender<Unasked>,
+    heard: mpsc::Sender<Heard>,
 ) {
     let mut stdout = BufReader::with_capacity(64 * 1024, stdout);
     let lines = async {
         while let Some(line) = next_line(&mut stdout).await? {
             if !line.iter().all(u8::is_ascii_whitespace) {
-                connection.dispatch(line.into(), &unasked);
+                connection.dispatch(line.into(), &heard);
             }
         }
         std::io::Result::Ok(())
@@ -245,7 +246,11 @@ async fn next_line(
     }
 }
 
-pub(super) async fn log_lines(service: Arc<str>, stream: impl AsyncRead + Unpin) {
+pub(super) async fn log_lines(
+    service: Arc<str>,
+    stream: impl AsyncRead + Unpin,
+    last_words: LastWords,
+) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     // Cut long lines rather than hold them: this is a log.
@@ -254,7 +259,15 @@ pub(super) async fn log_lines(service: Arc<str>, stream: impl AsyncRead + Unpin)
         .read_until(b'\n', &mut line)
         .await
     {
-        tracing::info!(target: "backstop::stderr", service = %service, "{}", String::from_utf8_lossy(&line).trim_end());
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        tracing::info!(target: "backstop::stderr", service = %service, "{text}");
+        let mut words = lock(&last_words);
+        if words.len() == LAST_WORDS {
+            words.pop_front();
+        }
+        words.push_back(text.to_owned());
+        drop(words);
         line.clear();
     }
 }

@@ -1,25 +1,30 @@
 //! A server that is a child process: one JSON-RPC message per line over its standard streams.
 //!
-//! The process is started on demand, once for all who wait for it, and again after it has ended;
-//! one that keeps ending is given longer and longer pauses.
+//! The process is started on demand, once for all who wait for it, and again whenever it has ended;
+//! one that keeps ending is given longer and longer pauses, and is never given up.
 
 mod connection;
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::process::Stdio as Pipe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
+use backstop::random::Random;
+use futures_util::future::BoxFuture;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, TransportSpec, Unasked,
+    Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Heard, Peer, ServiceSpec, TransportSpec,
     UpstreamError, Wiring, discovered, initialize_params, initialized,
 };
 use crate::envelope::{self, Json, Payload};
+use crate::exchange::chain;
 use connection::{Connection, lock, log_lines, read, write};
 
 /// The pauses between starts of a process that keeps ending early: the first start after an end is
@@ -29,18 +34,39 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A process that lived this long is taken for a sound one, as is one that was of use: only a process
 /// that keeps ending without having done anything is started more and more slowly.
 const SOUND_LIFE: Duration = Duration::from_secs(10);
+/// How many percent a pause is longer, by chance, at most.
+const PAUSE_JITTER: u64 = 20;
+/// A process that was started so often in a row, and ended, is reported.
+const CRASH_LOOP: u32 = 3;
+/// Lines of its standard error that are kept for such a report.
+const LAST_WORDS: usize = 10;
 /// Messages that may wait to be written; a process that does not read holds its callers back.
 const WRITE_QUEUE: usize = 64;
 
 /// A child process and what is needed to start it again.
-#[derive(Debug)]
 pub(super) struct Stdio {
     spec: ServiceSpec,
-    unasked: mpsc::Sender<Unasked>,
+    heard: mpsc::Sender<Heard>,
+    random: Random,
+    last_words: LastWords,
+    /// Starts it again whenever it has ended; there from the first start on.
+    keeper: OnceLock<()>,
     /// Held while a process is being started.
     starting: tokio::sync::Mutex<Starts>,
     current: Mutex<Option<Arc<Connection>>>,
 }
+
+impl fmt::Debug for Stdio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stdio")
+            .field("spec", &self.spec)
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The last lines a process wrote to its standard error.
+type LastWords = Arc<Mutex<VecDeque<String>>>;
 
 #[derive(Debug, Default)]
 struct Starts {
@@ -52,10 +78,13 @@ struct Starts {
 }
 
 impl Stdio {
-    pub(super) fn new(spec: &ServiceSpec, unasked: mpsc::Sender<Unasked>) -> Self {
+    pub(super) fn new(spec: &ServiceSpec, heard: mpsc::Sender<Heard>) -> Self {
         Self {
             spec: spec.clone(),
-            unasked,
+            heard,
+            random: backstop::random::from_os(),
+            last_words: LastWords::default(),
+            keeper: OnceLock::new(),
             starting: tokio::sync::Mutex::default(),
             current: Mutex::default(),
         }
@@ -83,10 +112,25 @@ impl Stdio {
     ) -> Result<Payload, UpstreamError> {
         let connection = self.connection().await?;
         let answer = connection.request(method, params, wiring, alive).await?;
-        if method != "ping" && method != "server/discover" {
+        // What the gateway asks by itself when a server comes up is no use to anybody yet.
+        let own = matches!(method, "ping" | "server/discover") || method.ends_with("/list");
+        if !own {
             connection.of_use.store(true, Ordering::Relaxed);
         }
         Ok(answer)
+    }
+
+    /// Ends the process with which this peer was spoken to.
+    pub(super) fn end_if(&self, peer: &Arc<Peer>) {
+        let current = lock(&self.current).clone();
+        if let Some(connection) = current
+            && connection
+                .peer
+                .get()
+                .is_some_and(|there| Arc::ptr_eq(there, peer))
+        {
+            connection.ended.cancel();
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -107,6 +151,9 @@ impl Stdio {
         if let Some(connection) = self.alive() {
             return Ok(connection);
         }
+        self.keeper.get_or_init(|| {
+            tokio::spawn(keep(Arc::downgrade(self)));
+        });
         // On a task of its own: a caller that gives up must not undo what others wait for.
         let this = self.clone();
         let name = &self.spec.name;
@@ -136,18 +183,24 @@ impl Stdio {
         }
         let now = Instant::now();
         let last = lock(&self.current).take();
-        let sound = |last: Arc<Connection>| {
+        let sound = |last: &Arc<Connection>| {
             last.of_use.load(Ordering::Relaxed) || now.duration_since(last.born) > SOUND_LIFE
         };
-        if last.is_some_and(sound) {
-            *starts = Starts {
-                initialize_only: starts.initialize_only,
-                ..Starts::default()
-            };
+        match last.as_ref().map(sound) {
+            Some(true) => {
+                *starts = Starts {
+                    initialize_only: starts.initialize_only,
+                    ..Starts::default()
+                };
+            }
+            Some(false) => self.report(&starts, "it ended soon after its start"),
+            None => {}
         }
         if starts.not_before.is_some_and(|then| now < then) {
+            let said = lock(&self.last_words).back().cloned();
+            let said = said.map_or(String::new(), |line| format!("; it last said: {line}"));
             let text = format!(
-                "it ended {} times in a row and is not started again yet",
+                "it ended {} times in a row and is not started again yet{said}",
                 starts.in_a_row
             );
             return Err(UpstreamError::fault(name, Fault::NotSent, text));
@@ -155,18 +208,46 @@ impl Stdio {
         let pause = FIRST_PAUSE
             .saturating_mul(1 << starts.in_a_row.min(10))
             .min(LONGEST_PAUSE);
-        starts.in_a_row += 1;
+        let percent = 100 + (self.random)() % (PAUSE_JITTER + 1);
+        let pause = pause.mul_f64(percent as f64 / 100.0);
+        starts.in_a_row = starts.in_a_row.saturating_add(1);
         starts.not_before = (starts.in_a_row > 1).then(|| now + pause);
+        lock(&self.last_words).clear();
         let started =
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(&mut starts)).await {
-                Ok(started) => started?,
+                Ok(started) => started,
                 Err(_) => {
                     let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
-                    return Err(UpstreamError::fault(name, Fault::NotSent, text));
+                    Err(UpstreamError::fault(name, Fault::NotSent, text))
                 }
             };
-        *lock(&self.current) = Some(started.clone());
-        Ok(started)
+        match started {
+            Ok(started) => {
+                *lock(&self.current) = Some(started.clone());
+                let _ = self.heard.try_send(Heard::Greeted(name.clone()));
+                Ok(started)
+            }
+            Err(error) => {
+                self.report(&starts, &chain(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Reports a process that keeps ending.
+    fn report(&self, starts: &Starts, reason: &str) {
+        if starts.in_a_row < CRASH_LOOP {
+            return;
+        }
+        let again = starts.not_before.unwrap_or_else(Instant::now);
+        // When nobody listens there is nobody to tell.
+        let _ = self.heard.try_send(Heard::Crashing(Crash {
+            service: self.spec.name.clone(),
+            starts: starts.in_a_row,
+            reason: reason.to_owned(),
+            stderr: lock(&self.last_words).iter().cloned().collect(),
+            again_after: again.saturating_duration_since(Instant::now()),
+        }));
     }
 
     /// Starts the process and asks who it is, in the new way first.
@@ -280,16 +361,43 @@ impl Stdio {
             of_use: AtomicBool::new(false),
             ended: CancellationToken::new(),
         });
-        tokio::spawn(log_lines(name.clone(), stderr));
+        tokio::spawn(log_lines(name.clone(), stderr, self.last_words.clone()));
         tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
-        tokio::spawn(read(
-            connection.clone(),
-            child,
-            stdout,
-            self.unasked.clone(),
-        ));
+        tokio::spawn(read(connection.clone(), child, stdout, self.heard.clone()));
         Ok(connection)
     }
+}
+
+/// Starts the process again whenever it has ended, for as long as anybody holds the server: the next
+/// call, or the next probe, finds it running.
+fn keep(stdio: Weak<Stdio>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        loop {
+            let Some(this) = stdio.upgrade() else { return };
+            if let Some(connection) = this.alive() {
+                let ended = connection.ended.clone();
+                drop((this, connection));
+                ended.cancelled().await;
+                continue;
+            }
+            // Waits for a start that is under way.
+            let (closed, not_before) = {
+                let starts = this.starting.lock().await;
+                (starts.closed, starts.not_before)
+            };
+            if closed {
+                return;
+            }
+            drop(this);
+            if let Some(not_before) = not_before {
+                tokio::time::sleep_until(not_before).await;
+            }
+            let Some(this) = stdio.upgrade() else { return };
+            if let Err(error) = this.connection().await {
+                tracing::warn!(%error, "cannot be started");
+            }
+        }
+    })
 }
 
 impl Drop for Stdio {
