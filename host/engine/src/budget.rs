@@ -58,6 +58,40 @@ impl Default for BudgetPolicy {
     }
 }
 
+impl BudgetPolicy {
+    fn validate(&self) -> Result<(), BudgetError> {
+        match *self {
+            Self::Ratio {
+                ttl,
+                reserve_per_second,
+                ratio,
+            } => {
+                if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(&ttl) {
+                    return Err(BudgetError::Ttl(ttl));
+                }
+                if reserve_per_second > 1_000_000 {
+                    return Err(BudgetError::Reserve(reserve_per_second));
+                }
+                if !(0.0..=10.0).contains(&ratio) {
+                    return Err(BudgetError::Ratio(ratio));
+                }
+            }
+            Self::Tokens {
+                max_tokens,
+                token_ratio,
+            } => {
+                if !(1..=1000).contains(&max_tokens) {
+                    return Err(BudgetError::MaxTokens(max_tokens));
+                }
+                if !(0.001..=f64::from(max_tokens)).contains(&token_ratio) {
+                    return Err(BudgetError::TokenRatio(token_ratio));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Why a budget is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -110,88 +144,57 @@ enum Account {
     },
 }
 
+impl Default for RetryBudget {
+    /// The default policy, from now on.
+    fn default() -> Self {
+        Self::of(BudgetPolicy::default(), Instant::now())
+    }
+}
+
 impl RetryBudget {
     /// A budget that starts at `now`.
     ///
     /// # Errors
     /// A [`BudgetError`] that names the number that is out of range.
     pub fn new(policy: BudgetPolicy, now: Instant) -> Result<Self, BudgetError> {
+        policy.validate()?;
+        Ok(Self::of(policy, now))
+    }
+
+    /// The same of a policy that is in range.
+    fn of(policy: BudgetPolicy, now: Instant) -> Self {
         let account = match policy {
             BudgetPolicy::Ratio {
                 ttl,
                 reserve_per_second,
                 ratio,
-            } => {
-                if !(Duration::from_secs(1)..=Duration::from_secs(60)).contains(&ttl) {
-                    return Err(BudgetError::Ttl(ttl));
-                }
-                if reserve_per_second > 1_000_000 {
-                    return Err(BudgetError::Reserve(reserve_per_second));
-                }
-                if !(0.0..=10.0).contains(&ratio) {
-                    return Err(BudgetError::Ratio(ratio));
-                }
-                Account::Ratio {
-                    start: now,
-                    slot: ttl / SLOTS,
-                    deposit: units(ratio),
-                    reserve: units(f64::from(reserve_per_second) * ttl.as_secs_f64()),
-                    slots: std::array::from_fn(|_| AtomicU64::new(0)),
-                }
-            }
+            } => Account::Ratio {
+                start: now,
+                slot: ttl / SLOTS,
+                deposit: units(ratio),
+                reserve: units(f64::from(reserve_per_second) * ttl.as_secs_f64()),
+                slots: std::array::from_fn(|_| AtomicU64::new(0)),
+            },
             BudgetPolicy::Tokens {
                 max_tokens,
                 token_ratio,
-            } => {
-                if !(1..=1000).contains(&max_tokens) {
-                    return Err(BudgetError::MaxTokens(max_tokens));
-                }
-                if !(0.001..=f64::from(max_tokens)).contains(&token_ratio) {
-                    return Err(BudgetError::TokenRatio(token_ratio));
-                }
-                let max = i64::from(max_tokens) * UNIT;
-                let tokens = AtomicU64::new(u64::from(max_tokens) * UNIT.unsigned_abs());
-                Account::Tokens {
-                    max,
-                    success: units(token_ratio),
-                    tokens,
-                }
-            }
+            } => Account::Tokens {
+                max: i64::from(max_tokens) * UNIT,
+                success: units(token_ratio),
+                tokens: AtomicU64::new(u64::from(max_tokens) * UNIT.unsigned_abs()),
+            },
         };
-        Ok(Self {
+        Self {
             policy,
             account,
             withdrawing: Mutex::new(()),
-        })
+        }
     }
 
     /// A new budget of the same policy, that starts at `now`.
     #[must_use]
     pub fn renewed(&self, now: Instant) -> Self {
-        let account = match &self.account {
-            Account::Ratio {
-                slot,
-                deposit,
-                reserve,
-                ..
-            } => Account::Ratio {
-                start: now,
-                slot: *slot,
-                deposit: *deposit,
-                reserve: *reserve,
-                slots: std::array::from_fn(|_| AtomicU64::new(0)),
-            },
-            Account::Tokens { max, success, .. } => Account::Tokens {
-                max: *max,
-                success: *success,
-                tokens: AtomicU64::new(max.unsigned_abs()),
-            },
-        };
-        Self {
-            policy: self.policy,
-            account,
-            withdrawing: Mutex::new(()),
-        }
+        Self::of(self.policy, now)
     }
 
     /// The policy.

@@ -109,6 +109,22 @@ impl LastKnownGood {
         }
     }
 
+    pub(crate) fn limits(&self) -> CacheLimits {
+        self.limits
+    }
+
+    /// A store with other limits, that has what this one keeps as far as they hold it.
+    pub(crate) fn within(&self, limits: CacheLimits) -> Self {
+        let other = Self::new(limits);
+        for (key, mut kept) in self.kept.iter() {
+            if kept.body.len() <= limits.max_answer_bytes {
+                kept.until = kept.until.min(kept.at + limits.max_age.min(MAX_AGE));
+                other.kept.insert(key, kept);
+            }
+        }
+        other
+    }
+
     /// Keeps an answer.
     pub(crate) fn keep(
         &self,

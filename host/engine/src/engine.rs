@@ -1,26 +1,25 @@
 //! The engine: the parts of the host, joined.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetError, BudgetPolicy, RetryBudget};
 use crate::cache::{CacheLimits, LastKnownGood};
-use crate::detect::Detector;
+use crate::detect::{Detector, Pattern, PatternError, Patterns};
 use crate::event::{Event, EventKind, Events};
 use crate::failure::Failure;
 use crate::guard::Caps;
 use crate::hedge::AnswerTimes;
+use crate::in_force::{Budgets, Current, InForce, Policies, PolicyPlan};
 use crate::kind::Kind;
 use crate::random::{self, Random};
 use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
-use crate::retry::RetryManager;
+use crate::retry::{RetryManager, RetryPolicies};
 use crate::strategy::StrategyManager;
 
 /// How long things may take where a call does not say.
@@ -54,6 +53,21 @@ pub struct Settings {
     pub caps: Caps,
 }
 
+impl Settings {
+    pub(crate) fn validate(&self) -> Result<(), BuildError> {
+        if self.caps.max_attempts == 0 {
+            return Err(BuildError::NoAttempts);
+        }
+        if self.deadlines.call.is_zero()
+            || self.deadlines.attempt.is_zero()
+            || self.deadlines.attempt_max.is_zero()
+        {
+            return Err(BuildError::ZeroDeadline);
+        }
+        Ok(())
+    }
+}
+
 /// The engine. Cloning shares it.
 #[derive(Clone)]
 pub struct Engine {
@@ -62,26 +76,22 @@ pub struct Engine {
 
 pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) current: Arc<Current>,
     pub(crate) strategies: StrategyManager,
-    pub(crate) detector: Detector,
-    pub(crate) retry: RetryManager,
-    pub(crate) settings: ArcSwap<Settings>,
-    pub(crate) cache: ArcSwapOption<LastKnownGood>,
     pub(crate) random: Random,
     pub(crate) ids: AtomicU64,
     pub(crate) answer_times: AnswerTimes,
     events: Arc<Events>,
-    budgets: Budgets,
     wall_clock: WallClock,
 }
 
 type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 impl Shared {
-    /// The retry budget of a group; made when the group is first called.
-    pub(crate) fn budget_of(&self, group: &Arc<str>) -> Arc<RetryBudget> {
-        self.budgets
-            .of(group, || self.registry.list_group(group).is_empty())
+    /// The retry budget of a group, by the policies of a call.
+    pub(crate) fn budget_of(&self, in_force: &InForce, group: &Arc<str>) -> Arc<RetryBudget> {
+        let is_unknown = || self.registry.list_group(group).is_empty();
+        in_force.budgets.of(group, is_unknown)
     }
 
     pub(crate) fn emit(&self, what: impl FnOnce() -> EventKind) {
@@ -106,36 +116,6 @@ impl Shared {
     }
 }
 
-/// One budget per group. Groups come and go with the configuration, so the table is small and read far
-/// more often than written.
-struct Budgets {
-    /// What groups without targets share, and what the budget of a new group is made after.
-    nowhere: Arc<RetryBudget>,
-    table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
-    writing: Mutex<()>,
-}
-
-impl Budgets {
-    /// A group without targets gets no budget of its own, since names may come from outside, and yet is
-    /// held to one: its calls may fall back to another group's operation.
-    fn of(&self, group: &Arc<str>, is_unknown: impl FnOnce() -> bool) -> Arc<RetryBudget> {
-        if let Some(budget) = self.table.load().get(group) {
-            return budget.clone();
-        }
-        if is_unknown() {
-            return self.nowhere.clone();
-        }
-        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut table = HashMap::clone(&self.table.load());
-        let budget = table
-            .entry(group.clone())
-            .or_insert_with(|| Arc::new(self.nowhere.renewed(Instant::now())))
-            .clone();
-        self.table.store(Arc::new(table));
-        budget
-    }
-}
-
 impl Engine {
     /// Starts an engine.
     pub fn builder() -> EngineBuilder {
@@ -152,31 +132,74 @@ impl Engine {
         &self.shared.strategies
     }
 
-    /// The error detector: patterns and the retryable set.
-    pub fn detector(&self) -> &Detector {
-        &self.shared.detector
+    /// The error detector: patterns and the retryable set. What is changed in it holds at once, and stays
+    /// when the engine is [reconfigured](Self::reconfigure).
+    pub fn detector(&self) -> Detector {
+        self.shared.current.now().detector.clone()
     }
 
-    /// The retry policies.
-    pub fn retry(&self) -> &RetryManager {
-        &self.shared.retry
+    /// The retry policies in force. [`reconfigure`](Self::reconfigure) puts others in their place: then
+    /// ask again.
+    pub fn retry(&self) -> RetryManager {
+        self.shared.current.now().retry.clone()
     }
 
     /// Deadlines and caps in force.
     pub fn settings(&self) -> Settings {
-        **self.shared.settings.load()
+        self.shared.current.now().settings
     }
 
     /// Changes deadlines and caps; calls that are under way keep theirs.
     pub fn set_settings(&self, settings: Settings) {
-        self.shared.settings.store(Arc::new(settings));
+        self.shared.current.change(|now| now.settings = settings);
+    }
+
+    /// Every policy in force.
+    pub fn policies(&self) -> Policies {
+        let now = self.shared.current.now();
+        Policies {
+            settings: now.settings,
+            patterns: now.detector.operators(),
+            retry: RetryPolicies::clone(&now.retry.policies()),
+            budget: now.budgets.policy(),
+            cache: now.cache.as_ref().map(|cache| cache.limits()),
+            registry: RegistryConfig::clone(&self.shared.registry.config()),
+        }
+    }
+
+    /// Changes every policy in one step. A call that is under way keeps those it began with, the next one
+    /// goes by the new ones; no call sees some of each. Only what belongs to the targets (circuits,
+    /// health checks, balance) holds for all at once.
+    ///
+    /// # Errors
+    /// [`BuildError`] names what is out of range; then nothing changes.
+    pub fn reconfigure(&self, policies: Policies) -> Result<(), BuildError> {
+        self.plan(policies)?.commit();
+        Ok(())
+    }
+
+    /// The first half of [`reconfigure`](Self::reconfigure): checks the policies and changes nothing, so
+    /// that they can be put in force together with
+    #[cfg_attr(
+        all(feature = "config", feature = "component"),
+        doc = "[strategies](crate::plugins::Plan::commit_with)."
+    )]
+    #[cfg_attr(
+        not(all(feature = "config", feature = "component")),
+        doc = "strategies."
+    )]
+    ///
+    /// # Errors
+    /// [`BuildError`] names what is out of range.
+    pub fn plan(&self, policies: Policies) -> Result<PolicyPlan, BuildError> {
+        PolicyPlan::new(self, policies)
     }
 
     /// What is left of a group's retry budget, in attempts.
     pub fn budget_left(&self, group: &str) -> u64 {
-        self.shared
-            .budget_of(&group.into())
-            .remaining(Instant::now())
+        let in_force = self.shared.current.keep();
+        let budget = self.shared.budget_of(&in_force, &group.into());
+        budget.remaining(Instant::now())
     }
 
     /// Everything the engine does and sees from now on.
@@ -228,6 +251,7 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
 pub struct EngineBuilder {
     settings: Settings,
     detector: Detector,
+    patterns: Vec<Pattern>,
     retry: RetryManager,
     budget: BudgetPolicy,
     cache: Option<CacheLimits>,
@@ -237,6 +261,17 @@ pub struct EngineBuilder {
 }
 
 impl EngineBuilder {
+    /// Every policy at once; what is set after it goes before it.
+    pub fn policies(mut self, policies: Policies) -> Self {
+        self.settings = policies.settings;
+        self.patterns = policies.patterns;
+        self.retry = RetryManager::new(policies.retry);
+        self.budget = policies.budget;
+        self.cache = policies.cache;
+        self.registry = policies.registry;
+        self
+    }
+
     /// Deadlines and caps.
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
@@ -290,16 +325,16 @@ impl EngineBuilder {
     /// # Errors
     /// [`BuildError`] names the part that is out of range.
     pub fn build(self) -> Result<Engine, BuildError> {
-        if self.settings.caps.max_attempts == 0 {
-            return Err(BuildError::NoAttempts);
-        }
-        if self.settings.deadlines.call.is_zero()
-            || self.settings.deadlines.attempt.is_zero()
-            || self.settings.deadlines.attempt_max.is_zero()
-        {
-            return Err(BuildError::ZeroDeadline);
-        }
-        let nowhere = Arc::new(RetryBudget::new(self.budget, Instant::now())?);
+        self.settings.validate()?;
+        let cache = self.cache.map(LastKnownGood::new);
+        let current = Arc::new(Current::new(InForce {
+            settings: self.settings,
+            detector: self.detector.with_operators(Patterns::new(self.patterns)?),
+            retry: self.retry,
+            budgets: Arc::new(Budgets::new(self.budget)?),
+            cache: cache.map(Arc::new),
+            strategies: Arc::default(),
+        }));
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
         let random = self.random.unwrap_or_else(random::from_os);
@@ -319,22 +354,11 @@ impl EngineBuilder {
         Ok(Engine {
             shared: Arc::new(Shared {
                 registry: Arc::new(registry),
-                strategies: StrategyManager::new(),
-                detector: self.detector,
-                retry: self.retry,
-                settings: ArcSwap::from_pointee(self.settings),
-                cache: ArcSwapOption::from(
-                    self.cache
-                        .map(|limits| Arc::new(LastKnownGood::new(limits))),
-                ),
+                strategies: StrategyManager::of(current.clone()),
+                current,
                 random,
                 ids: AtomicU64::new(1),
                 answer_times: AnswerTimes::default(),
-                budgets: Budgets {
-                    nowhere,
-                    table: ArcSwap::default(),
-                    writing: Mutex::new(()),
-                },
                 events,
                 wall_clock,
             }),
@@ -352,6 +376,9 @@ pub enum BuildError {
     /// Circuits, health checks or balance.
     #[error(transparent)]
     Registry(#[from] RegistryConfigError),
+    /// A pattern.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
     /// The retry budget.
     #[error(transparent)]
     Budget(#[from] BudgetError),

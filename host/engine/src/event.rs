@@ -181,9 +181,27 @@ pub enum EventKind {
         after: Duration,
     },
     /// A configuration, or what a source of targets says, took effect.
-    ConfigApplied { source: String },
+    ConfigApplied {
+        source: String,
+        /// Of the configuration itself: which version it is now, and what it changed.
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        version: Option<Arc<ConfigVersion>>,
+    },
     /// A configuration, or what a source of targets says, was refused; the old one stays.
     ConfigRejected { source: String, reason: String },
+}
+
+/// A version of the configuration that took effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConfigVersion {
+    /// Counts from 1, the version the program started with.
+    pub version: u64,
+    /// The SHA-256 of its text.
+    pub digest: String,
+    /// What differs from the version before, one change each, such as `service "search" added`.
+    pub changes: Vec<String>,
+    /// What differs and does not hold before the program is started again.
+    pub needs_restart: Vec<String>,
 }
 
 /// Where events go out.

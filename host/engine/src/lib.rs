@@ -155,6 +155,7 @@ mod failure;
 mod guard;
 pub mod health;
 pub mod hedge;
+pub(crate) mod in_force;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
@@ -169,7 +170,7 @@ pub mod rmcp;
 pub mod strategy;
 
 #[cfg(all(feature = "config", feature = "component"))]
-pub use assemble::{Assembled, assemble, assemble_with};
+pub use assemble::{Assembled, Terms, assemble, assemble_with};
 pub use cache::CacheLimits;
 pub use call::{Call, CallError, Outcome};
 pub use engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
@@ -177,4 +178,5 @@ pub use exchange::{Exchange, Retained, Unsuited};
 pub use failure::{ErrorContext, Failure, Origin, RequestContext};
 pub use guard::{Caps, Refusal};
 pub use hedge::Hedge;
+pub use in_force::{Policies, PolicyPlan};
 pub use kind::Kind;

@@ -105,7 +105,7 @@ pub(crate) struct McpExchange {
     pub(crate) upstreams: Arc<ArcSwap<Upstreams>>,
     pub(crate) catalog: Arc<Catalog>,
     /// What the operator says of operations; it goes before what servers say.
-    pub(crate) operations: Arc<OperationRules>,
+    pub(crate) operations: Arc<ArcSwap<OperationRules>>,
 }
 
 #[derive(Deserialize)]
@@ -205,7 +205,7 @@ impl Exchange for McpExchange {
     }
 
     fn repeat_safety(&self, operation: &str) -> RepeatSafety {
-        if let Some(safety) = self.operations.repeat_safety(operation) {
+        if let Some(safety) = self.operations.load().repeat_safety(operation) {
             return safety;
         }
         match self.catalog.route(Section::Tools, operation) {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use backstop::call::{Failed, Level};
 use backstop::config::Completion;
 use backstop::event::{Event, EventKind};
@@ -55,6 +56,8 @@ pub struct Gateway {
     models: Option<Arc<Models>>,
     shutdown: CancellationToken,
     heard: mpsc::Sender<Heard>,
+    /// How the front over HTTP that was begun last is served.
+    http: Arc<ArcSwapOption<ArcSwap<HttpOptions>>>,
 }
 
 impl Gateway {
@@ -104,6 +107,7 @@ impl Gateway {
             models: None,
             shutdown,
             heard,
+            http: Arc::default(),
         })
     }
 
@@ -138,6 +142,37 @@ impl Gateway {
     pub fn set_mixed_schemas(&self, allowed: bool) {
         self.router
             .tell(self.router.catalog.set_mixed_schemas(allowed));
+    }
+
+    /// What the operator says of operations, from the next call on.
+    pub fn set_operations(&self, operations: OperationRules) {
+        let there = &self.router.exchange.operations;
+        there.store(Arc::new(operations));
+    }
+
+    /// Whether there are models at its front, or may be: see [`with_models`](Self::with_models).
+    pub fn has_models(&self) -> bool {
+        self.models.is_some()
+    }
+
+    /// How models are called, from the next call on. The path of the front stays as it is.
+    pub fn set_completion(&self, options: Completion) {
+        if let Some(models) = &self.models {
+            models.exchange.options.store(Arc::new(options));
+        }
+    }
+
+    /// Who is let in at the front over HTTP and what they may send, from the next request on. The path
+    /// stays as it is. Of several such fronts the one begun last is meant.
+    pub fn set_http_options(&self, options: HttpOptions) {
+        if let Some(front) = &*self.http.load() {
+            front.store(Arc::new(options));
+        }
+    }
+
+    /// Whether it is served over HTTP.
+    pub fn is_served_over_http(&self) -> bool {
+        self.http.load().is_some()
     }
 
     /// The same gateway with these models at its front over HTTP. Each must be a target of the
@@ -194,6 +229,8 @@ impl Gateway {
         listener: TcpListener,
         options: HttpOptions,
     ) -> std::io::Result<()> {
+        let options = Arc::new(ArcSwap::from_pointee(options));
+        self.http.store(Some(options.clone()));
         http::serve(
             self.router.clone(),
             self.models.clone(),
@@ -226,7 +263,8 @@ impl Gateway {
         let call = Call::new(group, own)
             .level(Level::Tool)
             .repeat_safety(safety);
-        let call = self.router.exchange.operations.apply(call).caller("host");
+        let operations = self.router.exchange.operations.load_full();
+        let call = operations.apply(call).caller("host");
         let request = McpRequest::new("tools/call", Some(params));
         self.engine()
             .call(&self.router.exchange, call, &request)

@@ -9,6 +9,7 @@ pub mod envelope;
 mod exchange;
 mod front;
 mod gateway;
+pub mod live;
 pub mod model;
 mod probe;
 mod router;

@@ -65,7 +65,7 @@ impl Probes {
         probed: Result<(), X::Error>,
     ) -> Result<(), Failure> {
         let Err(error) = probed else { return Ok(()) };
-        match exchange.classify(Err(&error), self.router.engine.detector()) {
+        match exchange.classify(Err(&error), &self.router.engine.detector()) {
             Some(failure) if failure.ill_health => Err(failure),
             _ => Ok(()),
         }

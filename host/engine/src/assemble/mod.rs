@@ -5,11 +5,9 @@
 
 mod policies;
 
-use crate::budget::BudgetPolicy;
-use crate::cache::CacheLimits;
 use crate::config::{Config, Diagnostic, chain};
-use crate::detect::{Detector, Pattern};
-use crate::engine::{BuildError, Deadlines, Engine, EngineBuilder, Settings};
+use crate::engine::{BuildError, Engine, EngineBuilder};
+use crate::in_force::Policies;
 use crate::operation::OperationRules;
 use crate::plugins::StrategySet;
 use crate::strategy::component::Runtime;
@@ -53,64 +51,50 @@ pub async fn assemble_with(
     file: &Path,
     runtime: &Runtime,
 ) -> Result<Assembled, BuildError> {
+    let terms = Terms::of(config, file);
+    let engine = builder.policies(terms.policies).build()?;
     let mut notes = Notes {
         file,
-        list: Vec::new(),
+        list: terms.diagnostics,
     };
-    let detector = Detector::default();
-    for pattern in &config.patterns {
-        let added = detector.add_pattern(Pattern {
-            name: pattern.name.clone(),
-            class: pattern.class.clone(),
-            message: pattern.message.clone(),
-            scope: pattern.scope,
-            kind: pattern.kind.clone(),
-            retryable: pattern.retryable,
-            ambiguous: pattern.ambiguous,
-            ill_health: pattern.ill_health,
-        });
-        if let Err(error) = added {
-            notes.error(format!("pattern {}", pattern.name), &error);
-        }
-    }
-    let mut builder = builder
-        .settings(Settings {
-            deadlines: Deadlines {
-                call: config.deadline.call,
-                attempt: config.deadline.attempt,
-                attempt_max: config.deadline.attempt_max,
-            },
-            ..Settings::default()
-        })
-        .detector(detector)
-        .retry(policies::retry(config, &mut notes))
-        .registry(policies::registry(config))
-        .budget(BudgetPolicy::Ratio {
-            ttl: config.budget.ttl,
-            reserve_per_second: config.budget.reserve_per_second,
-            ratio: config.budget.ratio,
-        });
-    if let Some(cache) = &config.cache {
-        builder = builder.cache(CacheLimits {
-            max_entries: usize::try_from(cache.max_entries).unwrap_or(usize::MAX),
-            max_bytes: cache.max_bytes,
-            max_age: cache.max_age,
-            ..CacheLimits::default()
-        });
-    }
-    let engine = builder.build()?;
     policies::targets(config, engine.registry(), &mut notes);
     let strategies = StrategySet::new(engine.clone(), runtime.clone());
     let plan = strategies.plan(Arc::new(config.clone()), file).await;
     notes.list.extend(plan.diagnostics());
     plan.commit();
-    let operations = policies::operations(config, &mut notes);
     Ok(Assembled {
         engine,
         strategies,
-        operations,
+        operations: terms.operations,
         diagnostics: notes.list,
     })
+}
+
+/// What a configuration says of calls, in the terms of the engine.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Terms {
+    /// The host's policies: for [`Engine::reconfigure`], or for a new engine.
+    pub policies: Policies,
+    /// What is said of operations.
+    pub operations: OperationRules,
+    /// What could not be used.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Terms {
+    /// What this configuration says; `file` is what the diagnostics name.
+    pub fn of(config: &Config, file: &Path) -> Self {
+        let mut notes = Notes {
+            file,
+            list: Vec::new(),
+        };
+        Self {
+            policies: policies::policies(config, &mut notes),
+            operations: policies::operations(config, &mut notes),
+            diagnostics: notes.list,
+        }
+    }
 }
 
 /// What could not be used, as it is found.

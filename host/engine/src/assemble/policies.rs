@@ -5,16 +5,72 @@ use std::time::Duration;
 
 use super::Notes;
 use crate::backoff::{Backoff, BackoffError, Jitter};
+use crate::budget::BudgetPolicy;
+use crate::cache::CacheLimits;
 use crate::circuit::CircuitConfig;
 use crate::config::{self, Config};
+use crate::detect::{Pattern, Patterns};
+use crate::engine::{Deadlines, Settings};
 use crate::failure::Failure;
 use crate::health::HealthConfig;
+use crate::in_force::Policies;
 use crate::operation::{OperationRule, OperationRules};
 use crate::registry::{BalanceConfig, Registry, RegistryConfig, TargetSpec};
-use crate::retry::{RetryManager, RetryPolicies, RetryPolicy};
+use crate::retry::{RetryPolicies, RetryPolicy};
+
+/// Every policy the configuration names.
+pub(super) fn policies(config: &Config, notes: &mut Notes<'_>) -> Policies {
+    let (deadline, budget) = (&config.deadline, &config.budget);
+    Policies {
+        settings: Settings {
+            deadlines: Deadlines {
+                call: deadline.call,
+                attempt: deadline.attempt,
+                attempt_max: deadline.attempt_max,
+            },
+            ..Settings::default()
+        },
+        patterns: patterns(config, notes),
+        retry: retry(config, notes),
+        budget: BudgetPolicy::Ratio {
+            ttl: budget.ttl,
+            reserve_per_second: budget.reserve_per_second,
+            ratio: budget.ratio,
+        },
+        cache: config.cache.as_ref().map(|cache| CacheLimits {
+            max_entries: usize::try_from(cache.max_entries).unwrap_or(usize::MAX),
+            max_bytes: cache.max_bytes,
+            max_age: cache.max_age,
+            ..CacheLimits::default()
+        }),
+        registry: registry(config),
+    }
+}
+
+/// The patterns that can be used.
+fn patterns(config: &Config, notes: &mut Notes<'_>) -> Vec<Pattern> {
+    let mut usable = Vec::new();
+    for pattern in &config.patterns {
+        let pattern = Pattern {
+            name: pattern.name.clone(),
+            class: pattern.class.clone(),
+            message: pattern.message.clone(),
+            scope: pattern.scope,
+            kind: pattern.kind.clone(),
+            retryable: pattern.retryable,
+            ambiguous: pattern.ambiguous,
+            ill_health: pattern.ill_health,
+        };
+        match Patterns::new(vec![pattern.clone()]) {
+            Ok(_) => usable.push(pattern),
+            Err(error) => notes.error(format!("pattern {}", pattern.name), &error),
+        }
+    }
+    usable
+}
 
 /// The default table, changed by what the configuration says.
-pub(super) fn retry(config: &Config, notes: &mut Notes<'_>) -> RetryManager {
+fn retry(config: &Config, notes: &mut Notes<'_>) -> RetryPolicies {
     let retries = &config.retry;
     let mut policies = RetryPolicies::default();
     match overlay(&retries.default, &policies.default) {
@@ -38,7 +94,7 @@ pub(super) fn retry(config: &Config, notes: &mut Notes<'_>) -> RetryManager {
             Err(error) => notes.error(format!("retry.{kind}"), &error),
         }
     }
-    RetryManager::new(policies)
+    policies
 }
 
 /// A policy with what a table says; what it does not say stays.
@@ -86,7 +142,7 @@ fn overlay(table: &config::Retry, base: &RetryPolicy) -> Result<RetryPolicy, Bac
     })
 }
 
-pub(super) fn registry(config: &Config) -> RegistryConfig {
+fn registry(config: &Config) -> RegistryConfig {
     let health = &config.health;
     RegistryConfig {
         circuit: circuit(config, &config.circuit),
@@ -246,7 +302,7 @@ mod tests {
 
     use super::*;
     use crate::Kind;
-    use crate::retry::RetryContext;
+    use crate::retry::{RetryContext, RetryManager};
 
     fn policies(text: &str) -> RetryPolicies {
         let loaded = Config::parse(text, Path::new("t.toml"), &|_| None);
@@ -255,9 +311,9 @@ mod tests {
             file: Path::new("t.toml"),
             list: Vec::new(),
         };
-        let manager = retry(&loaded.config, &mut notes);
+        let policies = retry(&loaded.config, &mut notes);
         assert!(notes.list.is_empty(), "{:?}", notes.list);
-        RetryPolicies::clone(&manager.policies())
+        policies
     }
 
     #[test]

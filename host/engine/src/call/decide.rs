@@ -20,7 +20,7 @@ use crate::strategy::{Action, ActionKind, AnswerData, Entry, OnFault, Situation,
 impl<X: Exchange> Recovery<'_, X> {
     /// Asks the strategies in order until the guard allows what one proposes.
     pub(super) async fn decide(&mut self, failure: &Arc<Failure>) -> Plan<X::Answer> {
-        let strategies = self.engine.shared.strategies.list();
+        let strategies = self.in_force.strategies.clone();
         let mut situation = None;
         let request = self.redirected.as_ref().unwrap_or(self.original);
         self.unfit = self
@@ -137,7 +137,8 @@ impl<X: Exchange> Recovery<'_, X> {
             repeatable: self.is_repeatable(),
             ..RetryContext::new(failure, self.ledger.retries, time_left)
         };
-        let next_delay = shared
+        let next_delay = self
+            .in_force
             .retry
             .next_delay(&context, self.previous_delay, &mut || (shared.random)());
         let present = self.present.as_ref().map(|target| target.name.clone());
@@ -494,12 +495,7 @@ impl<X: Exchange> Recovery<'_, X> {
 
     /// Takes one attempt out of the group's budget: the last check, since it costs something.
     fn withdraw(&self) -> Result<(), Refusal> {
-        if self
-            .engine
-            .shared
-            .budget_of(&self.facts.group)
-            .try_withdraw(Instant::now())
-        {
+        if self.budget.try_withdraw(Instant::now()) {
             return Ok(());
         }
         Err(Refusal::Budget(self.facts.group.clone()))

@@ -10,11 +10,13 @@ use tokio::time::{Instant, timeout_at};
 use super::recover::Made;
 use super::types::Timing;
 use super::{Attempt, AttemptKind, CallFacts, RepeatSafety, Tried};
+use crate::budget::RetryBudget;
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::exchange::{Exchange, targets_of};
 use crate::failure::Failure;
 use crate::hedge::{Hedge, Schedule};
+use crate::in_force::InForce;
 use crate::kind::Kind;
 use crate::registry::{Permit, Pick, PickRequest, Target};
 
@@ -66,6 +68,14 @@ pub(super) struct Other<A, E> {
     pub(super) given_up: bool,
 }
 
+/// What a race goes by.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) timing: &'a Timing,
+    pub(super) in_force: &'a InForce,
+    pub(super) budget: &'a RetryBudget,
+}
+
 impl Engine {
     /// When a call is to be hedged; `None` where it must not be. `safety` is what the call says itself.
     pub(super) fn hedging<X: Exchange>(
@@ -87,12 +97,19 @@ impl Engine {
         request: &X::Request,
         pick: Pick,
         schedule: Schedule,
-        timing: &Timing,
+        terms: Terms<'_>,
     ) -> First<X::Answer, X::Error> {
         let attempt = |kind, target, started| {
             let number = if kind == AttemptKind::Hedge { 2 } else { 1 };
             let operation = facts.operation.clone();
-            Attempt::new(facts, target, operation, (number, kind), started, timing)
+            Attempt::new(
+                facts,
+                target,
+                operation,
+                (number, kind),
+                started,
+                terms.timing,
+            )
         };
         let began = Instant::now();
         let mut first = attempt(AttemptKind::Original, pick.target, began);
@@ -100,7 +117,8 @@ impl Engine {
         let mut second: Option<Attempt> = None;
         let mut results = Results::default();
         {
-            let mut original = pin!(self.attempt(exchange, &mut first, request, pick.permit));
+            let mut original =
+                pin!(self.attempt(exchange, terms.in_force, &mut first, request, pick.permit));
             let early = match schedule.after {
                 Some(after) => timeout_at(
                     began + after.min(super::types::MAX_DEADLINE),
@@ -114,6 +132,7 @@ impl Engine {
                 Some(tried) => results.original(tried),
                 None => match self.hedge_target(
                     facts,
+                    terms,
                     &first_target,
                     targets_of(exchange.unsuited(&facts.group, &facts.operation).as_ref()),
                 ) {
@@ -129,7 +148,7 @@ impl Engine {
                         });
                         let second =
                             second.insert(attempt(AttemptKind::Hedge, target, Instant::now()));
-                        let hedge = self.attempt(exchange, second, request, permit);
+                        let hedge = self.attempt(exchange, terms.in_force, second, request, permit);
                         results.both(original, hedge).await;
                     }
                 },
@@ -146,12 +165,13 @@ impl Engine {
     fn hedge_target(
         &self,
         facts: &CallFacts,
+        terms: Terms<'_>,
         asked: &Arc<str>,
         unsuited: &[Arc<str>],
     ) -> Option<(Arc<Target>, Permit)> {
         let shared = &self.shared;
         let now = Instant::now();
-        if shared.settings.load().caps.max_attempts < 2 {
+        if terms.in_force.settings.caps.max_attempts < 2 {
             return None;
         }
         let others = PickRequest {
@@ -162,7 +182,7 @@ impl Engine {
         let target = shared.registry.peek_best(&facts.group, &others, now)?;
         let standing = target.standing(now);
         let ready = standing.healthy && standing.admitted && target.has_room(now);
-        if !ready || !shared.budget_of(&facts.group).try_withdraw(now) {
+        if !ready || !terms.budget.try_withdraw(now) {
             return None;
         }
         let named = PickRequest {

@@ -30,9 +30,10 @@ use crate::cache::CacheKey;
 use crate::engine::Engine;
 use crate::exchange::{Exchange, targets_of};
 use crate::failure::{Failure, Origin};
+use crate::in_force::InForce;
 use crate::kind::Kind;
 use crate::registry::{Permit, PickRequest};
-use hedged::First;
+use hedged::{First, Terms};
 use recover::{Recovery, Setting};
 
 /// What came of one attempt.
@@ -63,7 +64,9 @@ impl Engine {
     ) -> Result<Outcome<X::Answer>, Failed<X::Answer, X::Error>> {
         let shared = &self.shared;
         let started = Instant::now();
-        let deadlines = shared.settings.load().deadlines;
+        // What it goes by to its end.
+        let in_force = shared.current.keep();
+        let deadlines = in_force.settings.deadlines;
         let timing = Timing {
             started,
             deadline: started + call.deadline.unwrap_or(deadlines.call).min(MAX_DEADLINE),
@@ -76,7 +79,7 @@ impl Engine {
             .filter(|_| call.pin.is_none() && !call.no_fallback)
             .map(|hedge| (hedge, call.safety));
         facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
-        let budget = shared.budget_of(&facts.group);
+        let budget = shared.budget_of(&in_force, &facts.group);
         budget.call_began(started);
 
         // A pinned exchange began at its target: nobody else can go on with it.
@@ -103,11 +106,17 @@ impl Engine {
                     let operation = facts.operation.clone();
                     let mut attempt =
                         Attempt::new(&facts, pick.target, operation, kind, started, &timing);
-                    let tried = self.attempt(exchange, &mut attempt, request, pick.permit);
+                    let tried =
+                        self.attempt(exchange, &in_force, &mut attempt, request, pick.permit);
                     First::only(tried.await, attempt)
                 }
                 Some(schedule) => {
-                    let race = self.race(exchange, &facts, request, pick, schedule, &timing);
+                    let terms = Terms {
+                        timing: &timing,
+                        in_force: &in_force,
+                        budget: &budget,
+                    };
+                    let race = self.race(exchange, &facts, request, pick, schedule, terms);
                     Box::pin(race).await
                 }
             },
@@ -136,6 +145,8 @@ impl Engine {
                 .unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
             facts,
             timing,
+            in_force,
+            budget,
             pin: call.pin,
             no_fallback: call.no_fallback,
         };
@@ -146,6 +157,7 @@ impl Engine {
     async fn attempt<X: Exchange>(
         &self,
         exchange: &X,
+        in_force: &InForce,
         attempt: &mut Attempt,
         request: &X::Request,
         mut permit: Permit,
@@ -169,7 +181,7 @@ impl Engine {
         let now = Instant::now();
         let took = now.saturating_duration_since(attempt.started);
         let (failure, raw) = match result {
-            Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
+            Some(raw) => match (exchange.classify(raw.as_ref(), &in_force.detector), raw) {
                 (None, Ok(mut answer)) => {
                     exchange.settle(&mut answer, permit, took);
                     return Tried::Good { answer };
@@ -196,7 +208,7 @@ impl Engine {
             // attempt, came before. That says nothing about the target: no verdict.
             None if attempt.quiet_for(now) < attempt.timeout => {
                 drop(permit);
-                let failure = self.shared.detector.timed_out(took);
+                let failure = in_force.detector.timed_out(took);
                 let failure = Failure {
                     silent: false,
                     ill_health: false,
@@ -208,7 +220,7 @@ impl Engine {
                     took,
                 };
             }
-            None => (self.shared.detector.timed_out(attempt.timeout), None),
+            None => (in_force.detector.timed_out(attempt.timeout), None),
         };
         // What arose in the host says nothing about the target either.
         if failure.origin == Origin::Remote {
@@ -227,7 +239,7 @@ impl Engine {
         request: &X::Request,
         answer: &X::Answer,
     ) {
-        if let Some(cache) = self.shared.cache.load().as_ref()
+        if let Some(cache) = &self.shared.current.now().cache
             && let Some(retained) = exchange.retain(request, answer)
         {
             let arguments = exchange.arguments(request);

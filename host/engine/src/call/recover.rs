@@ -15,12 +15,14 @@ use super::{
     Attempt, AttemptKind, AttemptRecord, CallError, CallFacts, Degraded, Ending, Failed, Outcome,
     RepeatSafety, Tried, Trouble,
 };
+use crate::budget::RetryBudget;
 use crate::canonical::canonical;
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::exchange::{Exchange, targets_of};
 use crate::failure::Failure;
 use crate::guard::Ledger;
+use crate::in_force::InForce;
 use crate::registry::{PickRequest, Target};
 
 /// What a call brings into its recovery.
@@ -28,6 +30,8 @@ pub(super) struct Setting {
     pub(super) facts: CallFacts,
     pub(super) safety: RepeatSafety,
     pub(super) timing: Timing,
+    pub(super) in_force: Arc<InForce>,
+    pub(super) budget: Arc<RetryBudget>,
     pub(super) pin: Option<Arc<str>>,
     pub(super) no_fallback: bool,
 }
@@ -81,6 +85,9 @@ pub(super) struct Recovery<'a, X: Exchange> {
     pub(super) redirected: Option<X::Request>,
     pub(super) facts: Arc<CallFacts>,
     pub(super) timing: Timing,
+    /// What the call began with.
+    pub(super) in_force: Arc<InForce>,
+    pub(super) budget: Arc<RetryBudget>,
     pub(super) pin: Option<Arc<str>>,
     /// The present operation, its group, its arguments (as sent, and canonical), its safety.
     pub(super) operation: Arc<str>,
@@ -119,10 +126,13 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             facts,
             safety,
             timing,
+            in_force,
+            budget,
             pin,
             no_fallback,
         } = setting;
         let arguments = exchange.arguments(request);
+        let ledger = Ledger::new(in_force.settings.caps);
         Self {
             engine,
             exchange,
@@ -132,12 +142,14 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             group: facts.group.clone(),
             facts: Arc::new(facts),
             timing,
+            in_force,
+            budget,
             pin,
             canonical: arguments.as_deref().map(canonical).unwrap_or_default(),
             arguments,
             safety,
             present: None,
-            ledger: Ledger::new(engine.shared.settings.load().caps),
+            ledger,
             trouble: Trouble::default(),
             unfit: Vec::new(),
             previous_delay: None,
@@ -238,11 +250,17 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let request = self.redirected.as_ref().unwrap_or(self.original);
         match self
             .engine
-            .attempt(self.exchange, &mut attempt, request, pick.permit)
+            .attempt(
+                self.exchange,
+                &self.in_force,
+                &mut attempt,
+                request,
+                pick.permit,
+            )
             .await
         {
             Tried::Good { answer } => {
-                shared.budget_of(&self.facts.group).call_succeeded();
+                self.budget.call_succeeded();
                 self.engine.keep_good(
                     self.exchange,
                     &self.facts,

@@ -82,14 +82,14 @@ impl Surroundings for CallSurroundings {
     fn last_known_good(&self) -> Option<KnownGood> {
         self.known
             .get_or_init(|| {
-                let cache = self.shared.cache.load();
+                let now = self.shared.current.now();
                 let key = CacheKey::new(
                     self.call.level,
                     self.call.group.clone(),
                     self.call.operation.clone(),
                     self.arguments.as_deref(),
                 );
-                cache
+                now.cache
                     .as_ref()?
                     .find(key, self.call.caller.as_ref(), Instant::now())
             })

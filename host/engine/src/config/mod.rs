@@ -259,6 +259,13 @@ impl Config {
         schemars::schema_for!(Config)
     }
 
+    /// Whether the fronts for MCP and for models do not lie within one another.
+    pub fn has_room_for_models(&self) -> bool {
+        let models = self.completion.path.trim_end_matches('/');
+        let below = self.gateway.path.strip_prefix(models);
+        !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     fn read(text: &str, cx: &Cx<'_>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
@@ -304,11 +311,7 @@ impl Config {
             admin: r.section("admin", |r| Admin::read(r, listen)),
             gateway,
         };
-        let models_path = config.completion.path.trim_end_matches('/');
-        let below = config.gateway.path.strip_prefix(models_path);
-        if !config.models.is_empty()
-            && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        {
+        if !config.models.is_empty() && !config.has_room_for_models() {
             let reason = format!(
                 "{:?} of [gateway] lies within {:?} of [completion]",
                 config.gateway.path, config.completion.path

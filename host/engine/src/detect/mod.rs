@@ -42,6 +42,7 @@ use crate::failure::{ErrorContext, Failure, RequestContext};
 use crate::kind::Kind;
 use patterns::Compiled;
 
+pub(crate) use patterns::Patterns;
 pub use patterns::{Pattern, PatternError, Scope};
 
 /// A message longer than this, in bytes, is cut.
@@ -195,9 +196,12 @@ static BUILT_IN: LazyLock<Vec<Compiled>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Classifies failures. Cloning shares the rules, so that a change reaches every clone.
+/// Classifies failures. Cloning shares the rules, so that a change reaches every clone. Only the
+/// operator's patterns are a clone's own: they change with [`Policies`](crate::Policies), as a whole
+/// and from the next call on.
 #[derive(Debug, Clone)]
 pub struct Detector {
+    operators: Patterns,
     rules: Arc<ArcSwap<Rules>>,
 }
 
@@ -208,15 +212,34 @@ impl Default for Detector {
             ..Rules::default()
         };
         Self {
+            operators: Patterns::default(),
             rules: Arc::new(ArcSwap::from_pointee(rules)),
         }
     }
 }
 
 impl Detector {
+    /// The same rules with other patterns of the operator.
+    pub(crate) fn with_operators(&self, operators: Patterns) -> Self {
+        Self {
+            operators,
+            rules: self.rules.clone(),
+        }
+    }
+
+    /// The operator's patterns.
+    pub(crate) fn operators(&self) -> Vec<Pattern> {
+        let of = |compiled: &Compiled| compiled.pattern.clone();
+        self.operators.list().iter().map(of).collect()
+    }
+
     /// Classifies what came back.
     pub fn detect(&self, signal: Signal<'_>) -> Failure {
-        let rules = self.rules.load();
+        let shared = self.rules.load();
+        let rules = Applied {
+            operators: self.operators.list(),
+            rules: &shared,
+        };
         match signal {
             Signal::Transport { fault, message } => {
                 let failure = fault.failure(cut(message));
@@ -240,7 +263,7 @@ impl Detector {
                     body,
                     now,
                     session,
-                    &rules.ambiguous_statuses,
+                    &shared.ambiguous_statuses,
                 );
                 rules.conclude(Scope::Http, open, &class, failure, hint)
             }
@@ -304,12 +327,13 @@ impl Detector {
         }
     }
 
-    /// Every pattern in the order it is tried: custom ones, then the built-in ones.
+    /// Every pattern in the order it is tried: the operator's, the custom ones, then the built-in ones.
     pub fn patterns(&self) -> Vec<Pattern> {
         let rules = self.rules.load();
-        rules
-            .custom
+        self.operators
+            .list()
             .iter()
+            .chain(&rules.custom)
             .chain(&rules.built_in)
             .map(|compiled| compiled.pattern.clone())
             .collect()
@@ -343,27 +367,18 @@ impl Detector {
     /// # Errors
     /// [`PatternError`] if an expression is invalid, a pattern has none, or two have one name.
     pub fn set_patterns(&self, patterns: Vec<Pattern>) -> Result<(), PatternError> {
-        let mut compiled: Vec<Compiled> = Vec::with_capacity(patterns.len());
-        for (index, pattern) in patterns.into_iter().enumerate() {
-            let position = index + 1;
-            if compiled
-                .iter()
-                .any(|earlier| earlier.pattern.name == pattern.name)
-            {
-                return Err(PatternError::Duplicate {
-                    name: pattern.name,
-                    position,
-                });
-            }
-            compiled.push(Compiled::new(pattern, position)?);
-        }
-        self.change(|rules| rules.custom.clone_from(&compiled));
+        let patterns = Patterns::new(patterns)?;
+        self.change(|rules| rules.custom = patterns.list().to_vec());
         Ok(())
     }
 
     /// Removes a pattern, custom or built-in. Says whether there was one.
     pub fn remove_pattern(&self, name: &str) -> bool {
-        let there = self.patterns().iter().any(|pattern| pattern.name == name);
+        let there = {
+            let rules = self.rules.load();
+            let mut all = rules.custom.iter().chain(&rules.built_in);
+            all.any(|compiled| compiled.pattern.name == name)
+        };
         self.change(|rules| {
             rules
                 .custom
@@ -407,7 +422,13 @@ impl Detector {
     }
 }
 
-impl Rules {
+/// The rules of one detection.
+struct Applied<'a> {
+    operators: &'a [Compiled],
+    rules: &'a Rules,
+}
+
+impl Applied<'_> {
     /// Applies patterns and overrides to what a signal says by itself.
     fn conclude(
         &self,
@@ -417,17 +438,14 @@ impl Rules {
         mut failure: Failure,
         hint: Option<Duration>,
     ) -> Failure {
-        let matching = |list: &'_ [Compiled]| {
-            list.iter()
-                .position(|p| p.matches(scope, open, class, &failure.message))
-        };
-        let (custom, pattern) = match matching(&self.custom) {
-            Some(at) => (true, self.custom.get(at)),
-            None => (
-                false,
-                matching(&self.built_in).and_then(|at| self.built_in.get(at)),
-            ),
-        };
+        let matches = |pattern: &&Compiled| pattern.matches(scope, open, class, &failure.message);
+        let own = self
+            .operators
+            .iter()
+            .chain(&self.rules.custom)
+            .find(matches);
+        let custom = own.is_some();
+        let pattern = own.or_else(|| self.rules.built_in.iter().find(matches));
         let pattern = pattern.map(|p| &p.pattern);
         if let Some(pattern) = pattern {
             let by_kind = Failure::new(pattern.kind.clone(), String::new());
@@ -464,7 +482,7 @@ impl Rules {
                 .details
                 .push(("error.pattern".into(), pattern.name.clone()));
         }
-        if let Some(retryable) = self.retryable.get(&failure.kind) {
+        if let Some(retryable) = self.rules.retryable.get(&failure.kind) {
             failure.retryable = *retryable;
         }
         if let Some(retryable) = pattern.and_then(|pattern| pattern.retryable) {

@@ -1,5 +1,7 @@
 //! Patterns: ordered rules that recognise a failure by its words.
 
+use std::sync::Arc;
+
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +109,7 @@ impl Pattern {
 }
 
 /// Why a pattern is refused.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PatternError {
     /// An expression is no regular expression, or too large a one.
@@ -189,6 +191,31 @@ impl Compiled {
                 .message
                 .as_ref()
                 .is_none_or(|message_re| message_re.is_match(message))
+    }
+}
+
+/// Patterns in the order they are tried, ready to be matched.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Patterns(Arc<[Compiled]>);
+
+impl Patterns {
+    pub(crate) fn new(patterns: Vec<Pattern>) -> Result<Self, PatternError> {
+        let mut compiled: Vec<Compiled> = Vec::with_capacity(patterns.len());
+        for (pattern, position) in patterns.into_iter().zip(1..) {
+            let has_its_name = |earlier: &Compiled| earlier.pattern.name == pattern.name;
+            if compiled.iter().any(has_its_name) {
+                return Err(PatternError::Duplicate {
+                    name: pattern.name,
+                    position,
+                });
+            }
+            compiled.push(Compiled::new(pattern, position)?);
+        }
+        Ok(Self(compiled.into()))
+    }
+
+    pub(super) fn list(&self) -> &[Compiled] {
+        &self.0
     }
 }
 

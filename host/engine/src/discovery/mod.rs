@@ -13,21 +13,24 @@
 
 mod dns;
 mod file;
+mod file_watch;
 mod resolver;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{self, Model, Service, Source};
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::random::Random;
+
+pub use file_watch::{FileText, FileWatch};
 
 /// Services and models.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,12 +65,18 @@ impl<F: Fn(&Targets) -> Result<(), String> + Send + Sync + 'static> Sink for F {
 }
 
 /// Follows sources for as long as it lives.
-#[derive(Debug)]
 #[must_use = "dropping it ends the search"]
 pub struct Discovery {
     book: Arc<Book>,
-    heard: watch::Receiver<usize>,
-    searches: JoinSet<()>,
+    searches: Mutex<Searches>,
+}
+
+impl std::fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Discovery")
+            .field("found", &self.book.pages().found)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Discovery {
@@ -82,55 +91,108 @@ impl Discovery {
         sink: Arc<dyn Sink>,
         random: Random,
     ) -> Self {
-        let mut found = vec![("the configuration".to_owned(), fixed)];
-        found.extend(
-            sources
-                .iter()
-                .map(|source| (describe(source), Targets::default())),
-        );
-        let book = Arc::new(Book {
-            engine,
+        let discovery = Self {
+            book: Arc::new(Book {
+                engine,
+                pages: Mutex::new(Pages::new(fixed, sink)),
+                heard: watch::Sender::new(()),
+            }),
+            searches: Mutex::new(Searches {
+                random,
+                tasks: JoinSet::new(),
+                handles: HashMap::new(),
+            }),
+        };
+        let mut pages = discovery.book.pages();
+        pages.set_sources(sources);
+        discovery.follow(&pages);
+        drop(pages);
+        discovery
+    }
+
+    /// Puts other sources, another sink and other targets besides in the place of those there are. A
+    /// source that stays keeps what it has found; of one that is gone nothing stays.
+    ///
+    /// # Errors
+    /// One sentence that says why: the sink's, or that two targets have one name. Then nothing changes.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime, as [`tokio::spawn`] does.
+    pub fn replace(
+        &self,
+        fixed: Targets,
+        sources: &[config::Discovery],
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), String> {
+        let mut pages = self.book.pages();
+        let mut next = Pages {
+            fixed,
             sink,
-            found: Mutex::new(found),
-            heard: watch::Sender::new(0),
-        });
-        let mut searches = JoinSet::new();
-        for (index, source) in sources.iter().enumerate() {
-            let page = Page {
-                book: book.clone(),
-                index: index + 1,
-                name: describe(source),
-                heard: false,
-            };
-            match &source.source {
-                Source::Dns(dns) => {
-                    let search =
-                        dns::follow(source.name.clone(), dns.clone(), page, random.clone());
-                    searches.spawn(search);
-                }
-                Source::File { file } => {
-                    searches.spawn(file::follow(file.clone(), page));
-                }
+            found: pages.found.clone(),
+            last_id: pages.last_id,
+        };
+        next.set_sources(sources);
+        next.check_names(None)?;
+        next.sink.apply(&next.all())?;
+        *pages = next;
+        self.follow(&pages);
+        self.book.heard.send_replace(());
+        Ok(())
+    }
+
+    /// Starts the searches that are missing and ends those that are not wanted any more.
+    fn follow(&self, pages: &Pages) {
+        let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let Searches {
+            random,
+            tasks,
+            handles,
+        } = &mut *searches;
+        handles.retain(|id, search| {
+            let is_wanted = pages.found.iter().any(|source| source.id == *id);
+            if !is_wanted {
+                search.abort();
             }
-        }
-        Self {
-            heard: book.heard.subscribe(),
-            book,
-            searches,
+            is_wanted
+        });
+        while tasks.try_join_next().is_some() {}
+        for source in &pages.found {
+            handles.entry(source.id).or_insert_with(|| {
+                let page = Page {
+                    book: self.book.clone(),
+                    id: source.id,
+                    name: source.name.clone(),
+                };
+                match &source.source.source {
+                    Source::Dns(dns) => {
+                        let name = source.source.name.clone();
+                        tasks.spawn(dns::follow(name, dns.clone(), page, random.clone()))
+                    }
+                    Source::File { file } => tasks.spawn(file::follow(file.clone(), page)),
+                }
+            });
         }
     }
 
     /// Waits until every source has been asked once, with or without success.
     pub async fn settled(&self) {
-        let sources = self.searches.len();
+        let are_heard = |(): &()| self.book.pages().found.iter().all(|source| source.heard);
         // The sender lives in the book.
-        let _ = self.heard.clone().wait_for(|heard| *heard >= sources).await;
+        let _ = self.book.heard.subscribe().wait_for(are_heard).await;
     }
 
     /// The targets there are now.
     pub fn targets(&self) -> Targets {
-        self.book.all(&self.book.found())
+        self.book.pages().all()
     }
+}
+
+/// The tasks that ask the sources.
+struct Searches {
+    random: Random,
+    tasks: JoinSet<()>,
+    /// By the source's id.
+    handles: HashMap<u64, AbortHandle>,
 }
 
 /// How a source is called in events and in the log.
@@ -141,46 +203,107 @@ fn describe(source: &config::Discovery) -> String {
     }
 }
 
-type Found = Vec<(String, Targets)>;
+/// One source and what it found last.
+#[derive(Debug, Clone)]
+struct Found {
+    /// What its search knows it by.
+    id: u64,
+    source: config::Discovery,
+    name: String,
+    targets: Targets,
+    /// It has been asked.
+    heard: bool,
+}
+
+/// What there is, by where it comes from.
+struct Pages {
+    /// What there is besides the sources.
+    fixed: Targets,
+    sink: Arc<dyn Sink>,
+    found: Vec<Found>,
+    last_id: u64,
+}
+
+impl Pages {
+    fn new(fixed: Targets, sink: Arc<dyn Sink>) -> Self {
+        Self {
+            fixed,
+            sink,
+            found: Vec::new(),
+            last_id: 0,
+        }
+    }
+
+    /// Makes the sources these; one that is among them already keeps what it found.
+    fn set_sources(&mut self, sources: &[config::Discovery]) {
+        let mut old = std::mem::take(&mut self.found);
+        for source in sources {
+            let there = old.iter().position(|found| found.source == *source);
+            let found = match there {
+                Some(there) => old.swap_remove(there),
+                None => {
+                    self.last_id += 1;
+                    Found {
+                        id: self.last_id,
+                        source: source.clone(),
+                        name: describe(source),
+                        targets: Targets::default(),
+                        heard: false,
+                    }
+                }
+            };
+            self.found.push(found);
+        }
+    }
+
+    fn all(&self) -> Targets {
+        let mut all = self.fixed.clone();
+        for found in &self.found {
+            all.services.extend(found.targets.services.iter().cloned());
+            all.models.extend(found.targets.models.iter().cloned());
+        }
+        all
+    }
+
+    /// Whether every name is there once. `newest` is what has just changed: a source, or else the
+    /// configuration; the other is told to have the name.
+    fn check_names(&self, newest: Option<u64>) -> Result<(), String> {
+        let mut pages = vec![(None, "the configuration", &self.fixed)];
+        let found = self.found.iter();
+        pages.extend(found.map(|found| (Some(found.id), found.name.as_str(), &found.targets)));
+        pages.sort_by_key(|(id, ..)| *id == newest);
+        let mut owners = HashMap::new();
+        for (_, page, targets) in pages {
+            for name in targets.names() {
+                if let Some(first) = owners.insert(name, page) {
+                    return Err(format!("{first} has a target named {name:?} already"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 /// What every source found last.
 struct Book {
     engine: Engine,
-    sink: Arc<dyn Sink>,
-    found: Mutex<Found>,
-    /// How many sources have been asked.
-    heard: watch::Sender<usize>,
-}
-
-impl std::fmt::Debug for Book {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Book")
-            .field("found", &self.found)
-            .finish_non_exhaustive()
-    }
+    /// Held while the sink is told, so that it is told in order.
+    pages: Mutex<Pages>,
+    /// A source was asked for the first time.
+    heard: watch::Sender<()>,
 }
 
 impl Book {
-    fn found(&self) -> std::sync::MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn all(&self, found: &Found) -> Targets {
-        let mut all = Targets::default();
-        for (_, targets) in found {
-            all.services.extend(targets.services.iter().cloned());
-            all.models.extend(targets.models.iter().cloned());
-        }
-        all
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Where one source writes what it finds.
 struct Page {
     book: Arc<Book>,
-    index: usize,
+    id: u64,
     name: String,
-    heard: bool,
 }
 
 impl Page {
@@ -191,6 +314,7 @@ impl Page {
                 tracing::info!(source = self.name, "targets changed");
                 self.book.engine.announce(EventKind::ConfigApplied {
                     source: self.name.clone(),
+                    version: None,
                 });
             }
             Ok(false) => {}
@@ -201,31 +325,24 @@ impl Page {
 
     /// Says whether anything changed.
     fn try_write(&self, targets: Targets) -> Result<bool, String> {
-        // Held while the sink is told, so that it is told in order.
-        let mut found = self.book.found();
-        if found
-            .get(self.index)
-            .is_some_and(|(_, old)| *old == targets)
-        {
+        let mut pages = self.book.pages();
+        // One that is not wanted any more is not heard.
+        let Some(found) = pages.found.iter_mut().find(|found| found.id == self.id) else {
+            return Ok(false);
+        };
+        if found.targets == targets {
             return Ok(false);
         }
-        let others = found
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| *index != self.index);
-        for (_, (other, theirs)) in others {
-            let theirs: HashSet<&str> = theirs.names().collect();
-            if let Some(twice) = targets.names().find(|name| theirs.contains(name)) {
-                return Err(format!("{other} has a target named {twice:?} already"));
-            }
+        let before = std::mem::replace(&mut found.targets, targets);
+        let taken = pages
+            .check_names(Some(self.id))
+            .and_then(|()| pages.sink.apply(&pages.all()));
+        if taken.is_err()
+            && let Some(found) = pages.found.iter_mut().find(|found| found.id == self.id)
+        {
+            found.targets = before;
         }
-        let mut next = found.clone();
-        if let Some((_, old)) = next.get_mut(self.index) {
-            *old = targets;
-        }
-        self.book.sink.apply(&self.book.all(&next))?;
-        *found = next;
-        Ok(true)
+        taken.map(|()| true)
     }
 
     /// The source cannot be asked, or says what cannot be used: the old stays.
@@ -239,8 +356,12 @@ impl Page {
     }
 
     fn done(&mut self) {
-        if !std::mem::replace(&mut self.heard, true) {
-            self.book.heard.send_modify(|heard| *heard += 1);
+        let mut pages = self.book.pages();
+        let found = pages.found.iter_mut().find(|found| found.id == self.id);
+        if let Some(found) = found.filter(|found| !found.heard) {
+            found.heard = true;
+            drop(pages);
+            self.book.heard.send_replace(());
         }
     }
 }

@@ -342,3 +342,90 @@ async fn dropping_it_ends_the_search() {
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert_eq!(zone.asked.load(Ordering::SeqCst), asked);
 }
+
+#[tokio::test]
+async fn a_source_that_stays_keeps_what_it_found_and_one_that_goes_takes_it_along() {
+    let (zone, server) = Zone::serve();
+    *zone.a.lock().unwrap() = vec![[10, 0, 0, 1]];
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("more.toml"), one("a")).unwrap();
+    let dns = dns(
+        server,
+        "dns = 'x.example'\nrecord = 'a'\nport = 1\ninterval = '1s'",
+    );
+    let mut seen = Seen::start(&format!("{FILE}{dns}"), folder.path(), "");
+    let all = ["fixed", "a", "d@10.0.0.1:1"];
+    seen.names(&all).await;
+    zone.silent.store(true, Ordering::SeqCst);
+
+    let replace = |text: &str| {
+        let loaded = Config::parse(text, &folder.path().join("backstop.toml"), &|_| None);
+        assert!(!loaded.has_errors(), "{:?}", loaded.diagnostics);
+        let (tell, told) = watch::channel(Targets::default());
+        let sink = move |targets: &Targets| {
+            if targets.names().any(|name| name == "unwanted") {
+                return Err("it is unwanted".to_owned());
+            }
+            tell.send_replace(targets.clone());
+            Ok(())
+        };
+        let fixed = Targets {
+            services: loaded.config.services,
+            models: loaded.config.models,
+        };
+        let sources = &loaded.config.discoveries;
+        let replaced = seen.discovery.replace(fixed, sources, Arc::new(sink));
+        replaced.map(|()| told)
+    };
+    // What is refused changes nothing.
+    let twice = replace(&format!("{}{FILE}{dns}", one("a"))).unwrap_err();
+    assert!(
+        twice.contains("more.toml has a target named \"a\" already"),
+        "{twice}"
+    );
+    assert_eq!(replace(&one("unwanted")).unwrap_err(), "it is unwanted");
+    assert_eq!(seen.now(), all);
+    // The name server is silent, and yet its targets stay: the source is the same.
+    let told = replace(&format!("{}{dns}", one("other"))).unwrap();
+    assert_eq!(
+        told.borrow().names().collect::<Vec<_>>(),
+        ["other", "d@10.0.0.1:1"]
+    );
+    std::fs::write(folder.path().join("more.toml"), one("late")).unwrap();
+    // A source that is new is searched; the one that is gone is heard no more.
+    std::fs::write(folder.path().join("third.toml"), one("third")).unwrap();
+    let third = "[[discovery]]\nname = 't'\nfile = 'third.toml'\n";
+    seen.told = replace(&format!("{}{third}{dns}", one("other"))).unwrap();
+    seen.names(&["other", "third", "d@10.0.0.1:1"]).await;
+    seen.discovery.settled().await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_watched_file_is_seen_through_the_swap_of_a_link_to_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = |name: &str, text: &str| {
+        let of = folder.path().join(name);
+        std::fs::create_dir(&of).unwrap();
+        std::fs::write(of.join("c.toml"), text).unwrap();
+        let link = folder.path().join("..data_tmp");
+        std::os::unix::fs::symlink(name, &link).unwrap();
+        std::fs::rename(&link, folder.path().join("..data")).unwrap();
+    };
+    version("..1", "one");
+    let file = folder.path().join("c.toml");
+    std::os::unix::fs::symlink("..data/c.toml", &file).unwrap();
+    let mut watch = FileWatch::after(file.clone(), "one".into());
+    let limit = Duration::from_secs(20);
+    let nothing = tokio::time::timeout(Duration::from_millis(300), watch.next()).await;
+    assert!(nothing.is_err(), "it is as it was");
+    version("..2", "two");
+    let next = tokio::time::timeout(limit, watch.next()).await.unwrap();
+    assert_eq!(next, Ok("two".to_owned()));
+    // Asked for at once, it is not told again.
+    std::fs::write(folder.path().join("..2/c.toml"), "three").unwrap();
+    assert_eq!(watch.now().await, Ok("three".to_owned()));
+    std::fs::remove_file(&file).unwrap();
+    let gone = tokio::time::timeout(limit, watch.next()).await.unwrap();
+    assert!(gone.unwrap_err().contains("cannot be read"));
+}

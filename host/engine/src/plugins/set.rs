@@ -16,10 +16,11 @@ use crate::config::cycle::find_cycle;
 use crate::config::{Config, Diagnostic, chain};
 use crate::engine::Engine;
 use crate::event::EventKind;
-use crate::strategy::Entry;
+use crate::in_force::{InForce, PolicyPlan};
 use crate::strategy::component::{
     ComponentStrategy, Digest, Route, Runtime, Stamp, StrategyOptions,
 };
+use crate::strategy::{Entry, StrategyManager};
 
 /// Plugins read and compiled at the same time. A compilation itself uses every core.
 const AT_ONCE: usize = 4;
@@ -516,6 +517,11 @@ impl Plan {
         diagnostics(&self.next.file, &self.next.problems)
     }
 
+    /// What cannot be used and is not known from before.
+    pub fn new_diagnostics(&self) -> Vec<Diagnostic> {
+        diagnostics(&self.next.file, &self.new)
+    }
+
     /// A file is being written, or may be: there is more to come.
     pub(super) fn is_unfinished(&self) -> bool {
         self.is_unfinished
@@ -523,20 +529,33 @@ impl Plan {
 
     /// Puts everything in place in one step. A decision that is under way finishes on the strategy it
     /// began with; the next call meets the new ones.
-    pub fn commit(mut self) -> Changes {
+    pub fn commit(self) -> Changes {
+        self.put(None)
+    }
+
+    /// The same, in one step with policies of the same engine: a call goes by both, or by neither.
+    pub fn commit_with(self, policies: PolicyPlan) -> Changes {
+        self.put(Some(policies))
+    }
+
+    fn put(mut self, policies: Option<PolicyPlan>) -> Changes {
         let entries = |set: &Current| -> Vec<Arc<Entry>> {
             let entries = set.strategies.values();
             entries.map(|running| running.entry.clone()).collect()
         };
         let engine = &self.set.shared.engine;
-        let manager = engine.strategies();
         let (old, new) = (entries(&self.current), entries(&self.next));
         let differs = |one: &[Arc<Entry>], other: &[Arc<Entry>]| {
             let other: BTreeSet<_> = other.iter().map(Arc::as_ptr).collect();
             let is_in = |entry: &&Arc<Entry>| !other.contains(&Arc::as_ptr(entry));
             one.iter().filter(is_in).cloned().collect::<Vec<_>>()
         };
-        manager.exchange(&differs(&old, &new), differs(&new, &old));
+        let (out, into) = (differs(&old, &new), differs(&new, &old));
+        let exchange = |now: &mut InForce| StrategyManager::exchange(now, &out, into);
+        match policies {
+            Some(policies) => policies.commit_with(exchange),
+            None => engine.shared.current.change(exchange),
+        }
         let mut changes = std::mem::take(&mut self.changes);
         changes.diagnostics = diagnostics(&self.next.file, &self.new);
         *self.current = self.next;

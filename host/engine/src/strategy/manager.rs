@@ -6,9 +6,11 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use crate::in_force::Current;
+#[cfg(all(feature = "component", feature = "config"))]
+use crate::in_force::InForce;
 
 use super::{
     Action, Decision, InfoError, Interest, Situation, Strategy, StrategyFault, StrategyInfo,
@@ -213,8 +215,8 @@ pub enum ManagerError {
 /// Holds the strategies in the order they are asked in.
 #[derive(Debug, Default)]
 pub struct StrategyManager {
-    entries: ArcSwap<Vec<Arc<Entry>>>,
-    writing: Mutex<()>,
+    /// Shared with the engine: strategies and policies are swapped together.
+    current: Arc<Current>,
 }
 
 impl StrategyManager {
@@ -223,13 +225,13 @@ impl StrategyManager {
         Self::default()
     }
 
+    pub(crate) fn of(current: Arc<Current>) -> Self {
+        Self { current }
+    }
+
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R) -> R {
-        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut entries = Vec::clone(&self.entries.load());
-        let result = change(&mut entries);
-        sort(&mut entries);
-        self.entries.store(Arc::new(entries));
-        result
+        self.current
+            .change(|now| change_entries(&mut now.strategies, change))
     }
 
     /// Adds a strategy.
@@ -263,9 +265,9 @@ impl StrategyManager {
     /// Takes the strategies `out` out and puts `into` in, in one step: no call sees half of it. One
     /// whose name another has stays out.
     #[cfg(all(feature = "component", feature = "config"))]
-    pub(crate) fn exchange(&self, out: &[Arc<Entry>], into: Vec<Arc<Entry>>) {
+    pub(crate) fn exchange(now: &mut InForce, out: &[Arc<Entry>], into: Vec<Arc<Entry>>) {
         let out: HashSet<_> = out.iter().map(Arc::as_ptr).collect();
-        self.change(|entries| {
+        change_entries(&mut now.strategies, |entries| {
             entries.retain(|entry| !out.contains(&Arc::as_ptr(entry)));
             let taken: HashSet<_> = entries.iter().map(|entry| entry.name.clone()).collect();
             let is_free = |entry: &Arc<Entry>| !taken.contains(&entry.name);
@@ -298,8 +300,9 @@ impl StrategyManager {
 
     /// The strategy of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.entries
-            .load()
+        self.current
+            .now()
+            .strategies
             .iter()
             .find(|entry| &*entry.name == name)
             .cloned()
@@ -307,7 +310,7 @@ impl StrategyManager {
 
     /// Every strategy, in the order they are asked in.
     pub fn list(&self) -> Arc<Vec<Arc<Entry>>> {
-        self.entries.load_full()
+        self.current.now().strategies.clone()
     }
 
     /// The first strategy that applies, and what it proposes. A strategy that fails to decide, or
@@ -338,10 +341,16 @@ impl StrategyManager {
     }
 }
 
-fn sort(entries: &mut [Arc<Entry>]) {
+fn change_entries<R>(
+    strategies: &mut Arc<Vec<Arc<Entry>>>,
+    change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R,
+) -> R {
+    let entries = Arc::make_mut(strategies);
+    let result = change(entries);
     entries.sort_by(|a, b| {
         b.priority
             .cmp(&a.priority)
             .then_with(|| a.name.cmp(&b.name))
     });
+    result
 }

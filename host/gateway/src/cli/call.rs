@@ -34,9 +34,9 @@ pub(super) async fn run(
     for diagnostic in &host.diagnostics {
         terminal::complain(&diagnostic.to_string());
     }
-    let discovery = host.discover().await;
+    let live = host.live(path).await;
     let called = host.gateway.call_tool(tool, &arguments).await;
-    drop(discovery);
+    drop(live);
     host.gateway.shut_down().await;
     let (document, text, code) = match called {
         Ok(outcome) => {

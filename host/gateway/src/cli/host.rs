@@ -1,21 +1,16 @@
 //! What every command that uses a configuration begins with: read it, make the engine, reach the
 //! servers.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use backstop::config::{Config, Diagnostic, Model, Service, Source, Transport};
-use backstop::discovery::{Discovery, Targets};
+use backstop::config::{Config, Diagnostic, Source};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, assemble};
 use backstop_gateway::Gateway;
-use backstop_gateway::model::ModelSpec;
-use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
+use backstop_gateway::live::{Behind, LiveConfig};
 
 /// How long the start waits for the sources of targets.
 const FIRST_SEARCH: Duration = Duration::from_secs(5);
@@ -23,6 +18,8 @@ const FIRST_SEARCH: Duration = Duration::from_secs(5);
 /// A host made from a configuration, with everything that is wrong about it.
 pub(crate) struct Host {
     pub(crate) config: Config,
+    /// The text of the configuration, where it was read from a file.
+    text: String,
     pub(crate) gateway: Gateway,
     pub(crate) strategies: StrategySet,
     pub(crate) diagnostics: Vec<Diagnostic>,
@@ -31,8 +28,15 @@ pub(crate) struct Host {
 impl Host {
     /// Reads the configuration and makes the host. What cannot be used is left out and reported.
     pub(crate) async fn load(path: &Path) -> anyhow::Result<Self> {
-        let loaded = Config::load(path);
-        Self::make(loaded.config, loaded.diagnostics, path).await
+        let (text, loaded) = match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let loaded = Config::parse(&text, path, &|name| std::env::var(name).ok());
+                (text, loaded)
+            }
+            Err(_) => (String::new(), Config::load(path)),
+        };
+        let host = Self::make(loaded.config, loaded.diagnostics, path).await?;
+        Ok(Self { text, ..host })
     }
 
     /// Makes the host of a configuration that was read from `path`.
@@ -53,40 +57,18 @@ impl Host {
             ..
         } = assembled;
         diagnostics.extend(found);
-        let mut specs = Vec::new();
-        for service in &config.services {
-            match spec(service) {
-                Ok(spec) => specs.push(spec),
-                Err(reason) => {
-                    diagnostics.push(Diagnostic::error(
-                        path,
-                        format!("service {:?}", service.name),
-                        reason,
-                    ));
-                    let _ = engine.registry().deregister(&service.name);
-                }
-            }
-            diagnostics.extend(unreachable_command(service, path));
+        let behind = Behind::of(&config, path);
+        diagnostics.extend(behind.diagnostics);
+        for name in &behind.unusable {
+            let _ = engine.registry().deregister(name);
         }
-        let mut models = Vec::new();
-        for model in &config.models {
-            match model_spec(model) {
-                Ok(spec) => models.push(spec),
-                Err(reason) => {
-                    let field = format!("model {:?}", model.name);
-                    diagnostics.push(Diagnostic::error(path, field, reason));
-                    let _ = engine.registry().deregister(&model.name);
-                }
-            }
-        }
-        diagnostics.extend(mixed_groups(&config, path));
         diagnostics.extend(not_served(&config, path));
-        let mut gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
-        let mut sources = config.discoveries.iter();
-        let may_come = sources.any(|source| matches!(source.source, Source::File { .. }));
-        if !models.is_empty() || may_come {
+        let mut gateway =
+            Gateway::new(engine, operations, behind.services).context("the gateway")?;
+        // Models may come while it runs.
+        if config.has_room_for_models() {
             gateway = gateway
-                .with_models(models, config.completion.clone())
+                .with_models(behind.models, config.completion.clone())
                 .context("the models")?;
         }
         gateway.set_mixed_schemas(config.gateway.mixed_schemas);
@@ -97,47 +79,29 @@ impl Host {
         }
         Ok(Self {
             config,
+            text: String::new(),
             gateway,
             strategies,
             diagnostics,
         })
     }
 
-    /// Follows the sources of targets, if there are any, and waits a while for what they say first.
-    pub(crate) async fn discover(&self) -> Option<Discovery> {
-        if self.config.discoveries.is_empty() {
-            return None;
-        }
-        let services = self.config.services.iter().filter(|s| spec(s).is_ok());
-        let models = self.config.models.iter().filter(|m| model_spec(m).is_ok());
-        let fixed = Targets {
-            services: services.cloned().collect(),
-            models: models.cloned().collect(),
-        };
-        let (gateway, config) = (self.gateway.clone(), self.config.clone());
-        let sink = move |targets: &Targets| {
-            let services: Result<Vec<_>, _> = targets.services.iter().map(spec).collect();
-            let models: Result<Vec<_>, _> = targets.models.iter().map(model_spec).collect();
-            let of_services = targets.services.iter().map(|s| s.target(&config));
-            let of_models = targets.models.iter().map(|m| m.target(&config));
-            gateway
-                .replace(of_services.chain(of_models).collect(), services?, models?)
-                .map_err(|error| error.to_string())
-        };
-        let discovery = Discovery::spawn(
-            self.gateway.engine().clone(),
-            fixed,
-            &self.config.discoveries,
-            Arc::new(sink),
-            backstop::random::from_os(),
+    /// Makes the configuration one that may change, follows its sources of targets, and waits a while
+    /// for what these say first.
+    pub(crate) async fn live(&self, path: &Path) -> LiveConfig {
+        let live = LiveConfig::new(
+            path.to_owned(),
+            (self.text.as_str(), self.config.clone()),
+            self.gateway.clone(),
+            self.strategies.clone(),
         );
-        if tokio::time::timeout(FIRST_SEARCH, discovery.settled())
+        if tokio::time::timeout(FIRST_SEARCH, live.settled())
             .await
             .is_err()
         {
             tracing::warn!("not every source of targets has answered yet");
         }
-        Some(discovery)
+        live
     }
 
     /// Whether anything is wrong that is not merely odd.
@@ -186,86 +150,6 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| Some(absolute("HOME")?.join(".cache")))
         .map(|cache| cache.join("backstop").join("components"))
-}
-
-fn spec(service: &Service) -> Result<ServiceSpec, String> {
-    let transport = match &service.transport {
-        Transport::Stdio {
-            command,
-            args,
-            env,
-            cwd,
-        } => TransportSpec::Stdio {
-            command: command.clone(),
-            args: args.clone(),
-            env: env
-                .iter()
-                .map(|(name, value)| (name.clone(), value.value().to_owned()))
-                .collect(),
-            cwd: cwd.clone(),
-        },
-        Transport::Http { url, headers } => {
-            let mut map = HeaderMap::new();
-            for (name, value) in headers {
-                // The value may be a secret: only its name is told.
-                let header = HeaderName::try_from(name.as_str()).map_err(|_| {
-                    format!("the header name {name:?} is not one of HTTP; correct it")
-                })?;
-                let value = HeaderValue::try_from(value.value()).map_err(|_| {
-                    format!("the value of header {name:?} has characters HTTP does not allow")
-                })?;
-                map.insert(header, value);
-            }
-            let url = url
-                .value()
-                .parse()
-                .map_err(|error| format!("the url cannot be used: {error}"))?;
-            TransportSpec::Http { url, headers: map }
-        }
-    };
-    Ok(ServiceSpec {
-        name: service.name.as_str().into(),
-        group: service.group.as_str().into(),
-        trusted: service.trusted,
-        transport,
-    })
-}
-
-fn model_spec(model: &Model) -> Result<ModelSpec, String> {
-    ModelSpec::from_config(model, &|name| std::env::var(name).ok())
-}
-
-/// A command that is nowhere to be found will not be there when a call needs it either.
-fn unreachable_command(service: &Service, path: &Path) -> Option<Diagnostic> {
-    let Transport::Stdio { command, .. } = &service.transport else {
-        return None;
-    };
-    let is_there = if command.contains(std::path::MAIN_SEPARATOR) {
-        Path::new(command).is_file()
-    } else {
-        let folders = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&folders).any(|folder| folder.join(command).is_file())
-    };
-    (!is_there).then(|| {
-        let reason = format!(
-            "the command {command:?} does not exist: it is no file and not in the PATH; install it or correct the name"
-        );
-        Diagnostic::error(path, format!("service {:?}.command", service.name), reason)
-    })
-}
-
-/// Services and models cannot stand in for one another at the front.
-fn mixed_groups(config: &Config, path: &Path) -> Vec<Diagnostic> {
-    let is_mixed = |group: &&str| config.models.iter().any(|model| model.group == **group);
-    let groups: BTreeSet<&str> = config.services.iter().map(|s| s.group.as_str()).collect();
-    let mixed = groups.iter().filter(|group| is_mixed(group));
-    let warning = |group: &&str| {
-        let reason = format!(
-            "group {group:?} holds services and models, and no request can be answered by either: give the models a group of their own"
-        );
-        Diagnostic::warning(path, "model.group", reason)
-    };
-    mixed.map(warning).collect()
 }
 
 /// What the configuration asks for and this version does not serve.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use backstop::health::HealthChecker;
 use backstop::plugins::WatchOptions;
 use backstop_gateway::HttpOptions;
@@ -41,7 +41,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
-    let _discovery = host.discover().await;
+    let live = host.live(path).await;
     let engine = host.gateway.engine();
     // Where health checks are off for all, a target may have some of its own.
     let prober = host.gateway.prober();
@@ -52,6 +52,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     );
 
     let _watch = host.strategies.watch(WatchOptions::default());
+    let _follow = live.follow().await.context("SIGHUP")?;
 
     let gateway = host.gateway.clone();
     let served = async {
@@ -62,7 +63,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
                 .context("standard input and output"),
             Front::Http(address) => {
                 let address = address.unwrap_or(host.config.gateway.listen);
-                let options = options(&host)?;
+                let env = |name: &str| std::env::var(name).ok();
+                let options = HttpOptions::from_config(&host.config.gateway, &env)
+                    .map_err(anyhow::Error::msg)?;
                 let listener = listen(address).await?;
                 let address = listener
                     .local_addr()
@@ -97,27 +100,6 @@ async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
         format!(
             "cannot listen on {address}: stop the program that uses the port, or choose another with --listen or `[gateway] listen`"
         )
-    })
-}
-
-fn options(host: &Host) -> anyhow::Result<HttpOptions> {
-    let gateway = &host.config.gateway;
-    let bearer_token = match &gateway.bearer_token_env {
-        None => None,
-        // Never open because a variable was forgotten.
-        Some(name) => match std::env::var(name) {
-            Ok(token) if !token.is_empty() => Some(token),
-            _ => bail!(
-                "`[gateway] bearer_token_env` names {name}, which is not set: set it to the token clients must send"
-            ),
-        },
-    };
-    Ok(HttpOptions {
-        path: gateway.path.clone(),
-        allowed_hosts: gateway.allowed_hosts.clone(),
-        allowed_origins: gateway.allowed_origins.clone(),
-        bearer_token,
-        max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
     })
 }
 

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -65,6 +66,36 @@ impl Default for HttpOptions {
     }
 }
 
+impl HttpOptions {
+    /// What a configuration says; `env` is what the token's variable is looked up in.
+    ///
+    /// # Errors
+    /// If the variable is not set: the front is never open because one was forgotten.
+    pub fn from_config(
+        gateway: &backstop::config::Gateway,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, String> {
+        let bearer_token = match &gateway.bearer_token_env {
+            None => None,
+            Some(name) => match env(name) {
+                Some(token) if !token.is_empty() => Some(token),
+                _ => {
+                    return Err(format!(
+                        "`[gateway] bearer_token_env` names {name}, which is not set: set it to the token clients must send"
+                    ));
+                }
+            },
+        };
+        Ok(Self {
+            path: gateway.path.clone(),
+            allowed_hosts: gateway.allowed_hosts.clone(),
+            allowed_origins: gateway.allowed_origins.clone(),
+            bearer_token,
+            max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+        })
+    }
+}
+
 // The token is a secret.
 impl std::fmt::Debug for HttpOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -80,7 +111,7 @@ impl std::fmt::Debug for HttpOptions {
 
 struct Front {
     router: Arc<Router>,
-    options: HttpOptions,
+    options: Arc<ArcSwap<HttpOptions>>,
     sessions: Mutex<HashMap<String, (Arc<Session>, Instant)>>,
     shutdown: CancellationToken,
 }
@@ -90,10 +121,10 @@ pub(crate) async fn serve(
     router: Arc<Router>,
     models: Option<Arc<Models>>,
     listener: TcpListener,
-    options: HttpOptions,
+    options: Arc<ArcSwap<HttpOptions>>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let path = options.path.clone();
+    let path = options.load().path.clone();
     let front = Arc::new(Front {
         router,
         options,
@@ -104,7 +135,8 @@ pub(crate) async fn serve(
         .route(&path, axum::routing::any(handle))
         .with_state(front.clone());
     if let Some(models) = models {
-        let limit = front.body_limit();
+        let limits = front.clone();
+        let limit = Arc::new(move || limits.body_limit());
         let guard = Arc::new(move |headers: &HeaderMap| front.refusal(headers));
         app = app.merge(crate::model::front::routes(models, guard, limit));
     }
@@ -195,7 +227,7 @@ impl Front {
     }
 
     fn body_limit(&self) -> usize {
-        self.options.max_body_bytes.min(MAX_MESSAGE_BYTES)
+        self.options.load().max_body_bytes.min(MAX_MESSAGE_BYTES)
     }
 
     /// Why a request is not let in; `None` where it is.
@@ -210,7 +242,8 @@ impl Front {
     /// Whether the request carries the token, where one is asked for. Compared by digest, so that the
     /// time it takes says nothing of the token.
     fn knows(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.options.bearer_token else {
+        let options = self.options.load();
+        let Some(token) = &options.bearer_token else {
             return true;
         };
         let given = headers
@@ -228,18 +261,21 @@ impl Front {
     fn caller(&self, session: Option<&str>) -> Option<Arc<str>> {
         match session {
             Some(id) => Some(format!("session {id}").into()),
-            None => self.options.bearer_token.is_some().then(|| "token".into()),
+            None => {
+                let is_known = self.options.load().bearer_token.is_some();
+                is_known.then(|| "token".into())
+            }
         }
     }
 
     /// Refuses requests a web page elsewhere could have made a browser send.
     fn admit(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        let options = self.options.load();
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         if let Some(host) = text(header::HOST) {
             let name = host_name(host);
             if !is_loopback(name)
-                && !self
-                    .options
+                && !options
                     .allowed_hosts
                     .iter()
                     .any(|host| host.eq_ignore_ascii_case(name))
@@ -252,8 +288,7 @@ impl Front {
                 .split_once("://")
                 .map_or("", |(_, rest)| host_name(rest));
             if !is_loopback(name)
-                && !self
-                    .options
+                && !options
                     .allowed_origins
                     .iter()
                     .any(|allowed| allowed == origin)

@@ -79,7 +79,7 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct ModelExchange {
     known: ArcSwap<Known>,
-    pub(crate) options: Completion,
+    pub(crate) options: ArcSwap<Completion>,
 }
 
 impl Known {
@@ -123,7 +123,7 @@ impl ModelExchange {
     pub(crate) fn new(specs: Vec<ModelSpec>, options: Completion) -> Result<Self, GatewayError> {
         Ok(Self {
             known: ArcSwap::from_pointee(Known::new(specs, &Known::default())?),
-            options,
+            options: ArcSwap::from_pointee(options),
         })
     }
 
@@ -339,13 +339,14 @@ impl ModelExchange {
                 Dialect::Anthropic(anthropic::Translator::new(request.include_usage))
             }
         };
-        let progress = Progress::new(request.needs.choices, self.options.continuation);
-        let mut rest = Pieces::new(name.clone(), sent, dialect, progress, self.options.idle);
+        let options = self.options.load_full();
+        let progress = Progress::new(request.needs.choices, options.continuation);
+        let mut rest = Pieces::new(name.clone(), sent, dialect, progress, options.idle);
         let Completion {
             hold_back_tokens,
             hold_back,
             ..
-        } = self.options;
+        } = *options;
         let (mut held, mut bytes, mut tokens) = (VecDeque::new(), 0, 0_u32);
         let mut until: Option<Instant> = None;
         loop {

@@ -33,11 +33,14 @@ const FAILED: HeaderName = HeaderName::from_static("x-backstop-failed");
 /// Says why a request is not let in; `None` lets it in.
 pub(crate) type Guard = Arc<dyn Fn(&HeaderMap) -> Option<(StatusCode, &'static str)> + Send + Sync>;
 
+/// The largest body of a request, in bytes, at this moment.
+pub(crate) type MaxBody = Arc<dyn Fn() -> usize + Send + Sync>;
+
 #[derive(Clone)]
 struct Front {
     models: Arc<Models>,
     guard: Guard,
-    max_body: usize,
+    max_body: MaxBody,
 }
 
 /// One request of a client, and what it says about how it is to be carried out.
@@ -61,8 +64,8 @@ impl Asked {
 }
 
 /// The routes, below the configured path.
-pub(crate) fn routes(models: Arc<Models>, guard: Guard, max_body: usize) -> Router {
-    let path = format!("/{}", models.exchange.options.path.trim_matches('/'));
+pub(crate) fn routes(models: Arc<Models>, guard: Guard, max_body: MaxBody) -> Router {
+    let path = format!("/{}", models.exchange.options.load().path.trim_matches('/'));
     let path = path.trim_end_matches('/');
     let front = Front {
         models,
@@ -117,8 +120,9 @@ async fn embeddings(State(front): State<Front>, request: Request) -> Response {
 
 async fn answer(front: Front, endpoint: Endpoint, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, front.max_body).await else {
-        let message = format!("the body is larger than {} bytes", front.max_body);
+    let max_body = (front.max_body)();
+    let Ok(body) = to_bytes(body, max_body).await else {
+        let message = format!("the body is larger than {max_body} bytes");
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         return ApiError::refused(status, "request_too_large", message).into_response();
     };

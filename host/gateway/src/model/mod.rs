@@ -12,6 +12,7 @@ mod stream;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use backstop::call::Level;
 use backstop::config::Completion;
 use backstop::operation::OperationRules;
@@ -30,13 +31,13 @@ use crate::gateway::GatewayError;
 pub(crate) struct Models {
     pub(crate) engine: Engine,
     pub(crate) exchange: ModelExchange,
-    operations: Arc<OperationRules>,
+    operations: Arc<ArcSwap<OperationRules>>,
 }
 
 impl Models {
     pub(crate) fn new(
         engine: Engine,
-        operations: Arc<OperationRules>,
+        operations: Arc<ArcSwap<OperationRules>>,
         specs: Vec<ModelSpec>,
         options: Completion,
     ) -> Result<Self, GatewayError> {
@@ -52,8 +53,12 @@ impl Models {
         &self,
         asked: &Asked,
     ) -> Result<Outcome<ModelAnswer>, (CallError, Option<ModelError>)> {
-        let (request, options) = (&asked.request, &self.exchange.options);
-        let rule = self.operations.of(request.endpoint.operation());
+        let request = &asked.request;
+        let (options, operations) = (
+            self.exchange.options.load_full(),
+            self.operations.load_full(),
+        );
+        let rule = operations.of(request.endpoint.operation());
         let deadline = asked.deadline.or(rule.and_then(|rule| rule.deadline));
         let silence = if request.stream {
             options.first_token
@@ -70,7 +75,7 @@ impl Models {
             .detail("model", request.asked_for.as_str())
             .detail("stream", if request.stream { "true" } else { "false" })
             .detail("tokens", request.needs.tokens.to_string());
-        call = self.operations.apply(call);
+        call = operations.apply(call);
         if let Some(importance) = asked.importance {
             call = call.importance(importance);
         }

@@ -101,7 +101,7 @@ impl Relay {
         let engine = &models.engine;
         let failure = models
             .exchange
-            .classify(Err(&error), engine.detector())
+            .classify(Err(&error), &engine.detector())
             .unwrap_or_else(|| Failure::new(Kind::STREAM_INTERRUPTED, error.to_string()));
         let failure = Arc::new(failure);
         if let Some((permit, _)) = self.leave.take()

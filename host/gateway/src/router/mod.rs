@@ -14,6 +14,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use backstop::call::{Level, RepeatSafety};
 use backstop::mcp::rpc;
 use backstop::operation::OperationRules;
@@ -94,7 +95,7 @@ impl Router {
         let exchange = McpExchange {
             upstreams: Arc::default(),
             catalog: catalog.clone(),
-            operations: Arc::new(operations),
+            operations: Arc::new(ArcSwap::from_pointee(operations)),
         };
         let news = broadcast::channel(NEWS_QUEUE).0;
         Self {
@@ -177,7 +178,7 @@ impl Router {
         }
         let params = params.unwrap_or_else(|| Json::of(&json!({})));
         let (call, params) = self.aim(method, params).await?;
-        let call = self.exchange.operations.apply(call);
+        let call = self.exchange.operations.load().apply(call);
         let call = match &asker.caller {
             Some(caller) => call.caller(caller.clone()),
             None => call,
@@ -297,7 +298,7 @@ impl Router {
 
     /// Whether a tool may be called again: the operator's word, else the server's where it is trusted.
     pub(crate) fn tool_safety(&self, group: &Arc<str>, own: &str) -> RepeatSafety {
-        let said = self.exchange.operations.repeat_safety(own);
+        let said = self.exchange.operations.load().repeat_safety(own);
         said.unwrap_or_else(|| self.catalog.repeat_safety(group, own))
     }
 
