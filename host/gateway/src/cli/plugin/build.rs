@@ -112,7 +112,7 @@ fn rust(project: &Path) -> anyhow::Result<PathBuf> {
             file.extension()
                 .is_some_and(|extension| extension == "wasm")
         })
-        .last()
+        .next_back()
         .context(
             "cargo made no component: write crate-type = [\"cdylib\"] under [lib] in Cargo.toml",
         )?;
