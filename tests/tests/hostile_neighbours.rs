@@ -4,11 +4,12 @@
 #[allow(dead_code, reason = "shared with tests that need the rest")]
 mod corpus;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use backstop::Engine;
+use backstop::strategy::Entry;
 use corpus::{Hostile, call, faulting, resident, script, start};
 
 /// The time that 99 of 100 good calls take at most, a hundred at a time. Each waits once for its
@@ -38,21 +39,37 @@ async fn p99(engine: &Engine, rounds: usize) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// One call that meets every hostile plugin, with an engine of its own: another has them in quarantine.
-async fn suffer(corpus: &[Hostile]) {
+/// One call that meets every hostile plugin, with an engine of its own: another has them in
+/// quarantine. Gives the strategies, which should be gone soon.
+async fn suffer(corpus: &[Hostile]) -> Vec<Weak<Entry>> {
     let started = start(corpus).await;
     let (call, request) = call("bad");
     let outcome = started.engine.call(&script(), call, &request).await;
     assert_eq!(outcome.unwrap().answer, "b's");
+    let strategies = started.engine.strategies().list();
+    strategies.iter().map(Arc::downgrade).collect()
+}
+
+/// Waits until no strategy is left: instances are taken apart beside the calls.
+async fn until_gone(strategies: Vec<Weak<Entry>>) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = strategies.iter().filter(|it| it.strong_count() > 0).count();
+        if left == 0 {
+            return;
+        }
+        assert!(Instant::now() < end, "{left} strategies are left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_good_calls_at_a_time_keep_their_latency_and_memory_comes_back() {
     let corpus = Arc::new(faulting());
     let engine = start(&[]).await.engine;
-    // The pool of instances keeps the memory it has once used, up to its bound: that is used first.
+    // The pool of instances keeps a little of each slot it has once used: these are used first.
     for _ in 0..8 {
-        suffer(&corpus).await;
+        until_gone(suffer(&corpus).await).await;
     }
     let mut measured = Vec::new();
     for _ in 0..6 {
@@ -62,12 +79,12 @@ async fn a_hundred_good_calls_at_a_time_keep_their_latency_and_memory_comes_back
         let hostile = {
             let (corpus, stop) = (corpus.clone(), stop.clone());
             tokio::spawn(async move {
-                let mut calls = 0_u32;
+                let (mut calls, mut strategies) = (0_u32, Vec::new());
                 while !stop.load(Ordering::Relaxed) {
-                    suffer(&corpus).await;
+                    strategies.extend(suffer(&corpus).await);
                     calls += 1;
                 }
-                calls
+                (calls, strategies)
             })
         };
         // The median of five: the machine has other things to do at times.
@@ -78,8 +95,9 @@ async fn a_hundred_good_calls_at_a_time_keep_their_latency_and_memory_comes_back
         beside.sort();
         let typical = beside[beside.len() / 2];
         stop.store(true, Ordering::Relaxed);
-        let calls = hostile.await.unwrap();
+        let (calls, strategies) = hostile.await.unwrap();
         assert!(calls > 0);
+        until_gone(strategies).await;
         let grown = resident().saturating_sub(before);
         measured.push(format!(
             "p99 {quiet:?} quiet, {typical:?} beside {calls} hostile calls; {grown} bytes more"

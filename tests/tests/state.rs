@@ -50,7 +50,9 @@ async fn sum(started: &Started, name: &str) -> i64 {
     let situation = Situation::of(Failure::new(Kind::TIMEOUT_ERROR, "no answer"));
     let decision = strategy.as_ref().decide(&situation).await.unwrap().unwrap();
     let mut lines = decision.reason.lines();
-    let line = lines.find_map(|line| line.strip_prefix("increment Ok(")).unwrap();
+    let line = lines
+        .find_map(|line| line.strip_prefix("increment Ok("))
+        .unwrap();
     line.trim_end_matches(')').parse().unwrap()
 }
 
@@ -114,14 +116,22 @@ async fn a_folder_that_is_in_use_is_said_and_state_is_kept_as_soon_as_it_is_free
     let home = home();
     let other = StateStore::open(&home.path().join("state")).unwrap();
     let started = start_in(home.path(), &text("state = \"state\"")).await;
-    let said: Vec<_> = started.diagnostics.iter().map(ToString::to_string).collect();
+    let said: Vec<_> = started
+        .diagnostics
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
         said[0].contains("state.redb is in use by another program"),
         "{said:?}"
     );
     assert!(!is_kept(&started, "witness"));
-    assert_eq!(sum(&started, "witness").await, 41, "it decides all the same");
+    assert_eq!(
+        sum(&started, "witness").await,
+        41,
+        "it decides all the same"
+    );
     drop(other);
     let _ = started.set.refresh().await;
     assert_eq!(started.set.diagnostics().await, []);

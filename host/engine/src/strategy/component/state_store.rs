@@ -262,10 +262,7 @@ impl Kept {
         self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, Cause> {
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Cause> {
         let mut place = self.database();
         let database = match place.take() {
             Some(database) => database,

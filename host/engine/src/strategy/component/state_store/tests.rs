@@ -99,7 +99,8 @@ async fn changes_reach_the_disk_by_themselves() {
 #[tokio::test]
 async fn two_programs_never_share_a_folder_and_what_a_killed_one_has_written_is_found() {
     const CHILD: &str = "BACKSTOP_TEST_STATE_FOLDER";
-    const TEST: &str = "two_programs_never_share_a_folder_and_what_a_killed_one_has_written_is_found";
+    const TEST: &str =
+        "two_programs_never_share_a_folder_and_what_a_killed_one_has_written_is_found";
     if let Some(folder) = std::env::var_os(CHILD) {
         let store = StateStore::open(Path::new(&folder)).unwrap();
         state(&store, "s").await.increment("n", 7, None).unwrap();
@@ -383,7 +384,11 @@ async fn after_a_power_cut_at_any_moment_what_was_flushed_is_there_and_nothing_i
             found == flushed || found == last,
             "seed {seed}: {found}, and {flushed} was flushed"
         );
-        assert_eq!(number(&other, "n").unwrap_or_default(), found, "seed {seed}");
+        assert_eq!(
+            number(&other, "n").unwrap_or_default(),
+            found,
+            "seed {seed}"
+        );
     }
     assert!(cuts > 50, "{cuts}");
 }
