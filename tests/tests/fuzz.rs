@@ -178,7 +178,7 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
         .add(entry.named("any").with_priority(9999))
         .unwrap();
     let (end, mut calls, mut chance) = (Instant::now() + time(), 0_u32, Chance::new(2));
-    let (mut good, mut garbage) = (0_u32, 0_u32);
+    let (mut accepted, mut refused) = (0_u32, 0_u32);
     while Instant::now() < end || calls < 200 {
         // By itself, with what it may say checked.
         let situation = Situation::of(Failure::new(Kind::TIMEOUT_ERROR, "late"));
@@ -190,10 +190,10 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
             Ok(decision) => {
                 let decision = decision.unwrap();
                 assert!(decision.reason.len() <= 4096, "{}", decision.reason.len());
-                good += 1;
+                accepted += 1;
             }
             Err(StrategyFault::Garbage(_) | StrategyFault::Trap(_) | StrategyFault::Timeout(_)) => {
-                garbage += 1;
+                refused += 1;
             }
             Err(other) => panic!("{other}"),
         }
@@ -214,10 +214,10 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
         }
     }
     let grown = corpus::resident().saturating_sub(before.unwrap());
-    println!("{calls} calls, {good} decisions accepted, {garbage} refused, {grown} bytes more");
+    println!("{calls} calls, {accepted} decisions accepted, {refused} refused, {grown} bytes more");
     assert!(
-        good > 0 && garbage > 0,
-        "{good} accepted, {garbage} refused"
+        accepted > 0 && refused > 0,
+        "{accepted} accepted, {refused} refused"
     );
     assert!(
         grown < 64 << 20,

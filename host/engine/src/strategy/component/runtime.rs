@@ -197,10 +197,10 @@ fn config(pooled: bool) -> Config {
             // Small memories are cleared by hand, which is cheaper than giving pages back.
             .linear_memory_keep_resident(256 << 10)
             .table_keep_resident(16 << 10)
-            // By default a stack keeps what was once used of it: half a megabyte after a recursion,
-            // and a recursion on each stack of the pool would keep them all.
-            .async_stack_zeroing(true)
             .async_stack_keep_resident(16 << 10);
+        // By default a stack keeps what was once used of it: half a megabyte after a recursion, and a
+        // recursion on each stack of the pool would keep them all.
+        config.async_stack_zeroing(true);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     } else {
         // By default each memory reserves 4 GiB of addresses, which are scarce here. A memory that
