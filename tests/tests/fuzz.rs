@@ -219,8 +219,5 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
         accepted > 0 && refused > 0,
         "{accepted} accepted, {refused} refused"
     );
-    assert!(
-        grown < 64 << 20,
-        "{grown} bytes more after {calls} calls"
-    );
+    assert!(grown < 64 << 20, "{grown} bytes more after {calls} calls");
 }

@@ -61,6 +61,8 @@ pub(super) struct Entries {
 /// An entry as it is written down: its value and the Unix time in milliseconds at which it ends.
 /// `None`: it is gone.
 pub(super) type Written = Option<(Option<u64>, Vec<u8>)>;
+/// An entry that was written down before: its key, the end of its time, its value.
+pub(super) type Found = (String, Option<u64>, Vec<u8>);
 
 #[derive(Debug)]
 struct Entry {
@@ -80,9 +82,7 @@ fn cost(key: &str, value: &[u8]) -> usize {
 
 impl Entries {
     /// Entries that were written down before, without those whose time has passed since.
-    pub(super) fn restored(
-        written: impl IntoIterator<Item = (String, Option<u64>, Vec<u8>)>,
-    ) -> Self {
+    pub(super) fn restored(written: impl IntoIterator<Item = Found>) -> Self {
         let (now, today) = (Instant::now(), unix_millis());
         let mut entries = Self {
             keeps_changes: true,

@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
 
 use super::LoadError;
-use super::state::{Entries, Shelf, State, lock};
+use super::state::{Entries, Found, Shelf, State, lock};
 
-/// Strategy and key, to the end of the entry's time (Unix milliseconds) and its value.
-const TABLE: TableDefinition<'_, (&str, &str), (Option<u64>, &[u8])> =
-    TableDefinition::new("state-1");
+/// Strategy and key.
+type Place = (&'static str, &'static str);
+/// The end of the entry's time, in Unix milliseconds, and its value.
+type Value = (Option<u64>, &'static [u8]);
+const TABLE: TableDefinition<'_, Place, Value> = TableDefinition::new("state-1");
 /// The database's file.
 const FILE: &str = "state.redb";
 /// Bytes of the file the database keeps in memory; the entries in use are there anyway.
@@ -283,10 +285,7 @@ fn open(opener: &Opener) -> Result<Database, DatabaseError> {
     opener(&mut builder)
 }
 
-fn read(
-    database: &Database,
-    name: &str,
-) -> Result<Vec<(String, Option<u64>, Vec<u8>)>, redb::Error> {
+fn read(database: &Database, name: &str) -> Result<Vec<Found>, redb::Error> {
     let table = match database.begin_read()?.open_table(TABLE) {
         Ok(table) => table,
         // Nothing was ever written.

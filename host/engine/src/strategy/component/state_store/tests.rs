@@ -97,6 +97,7 @@ async fn changes_reach_the_disk_by_themselves() {
 
 /// Runs itself once more, to have another process that uses the folder.
 #[tokio::test]
+#[allow(clippy::print_stdout, reason = "its parent listens")]
 async fn two_programs_never_share_a_folder_and_what_a_killed_one_has_written_is_found() {
     const CHILD: &str = "BACKSTOP_TEST_STATE_FOLDER";
     const TEST: &str =
