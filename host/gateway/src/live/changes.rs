@@ -68,6 +68,7 @@ impl Changes {
         for (section, differs) in [
             ("[retry.default]", old.retry.default != new.retry.default),
             ("plugins", folder),
+            ("state", old.state != new.state),
             ("stock", old.stock != new.stock),
             ("[health]", old.health != new.health),
             ("[circuit]", old.circuit != new.circuit),
