@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::guard::Caps;
 use crate::hedge::AnswerTimes;
 use crate::kind::Kind;
+use crate::metrics::{self, Meter};
 use crate::random::{self, Random};
 use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
 use crate::retry::RetryManager;
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) ids: AtomicU64,
     pub(crate) answer_times: AnswerTimes,
+    pub(crate) meter: Meter,
     events: Arc<Events>,
     budgets: Budgets,
     wall_clock: WallClock,
@@ -183,6 +185,20 @@ impl Engine {
         self.shared.events.subscribe()
     }
 
+    /// Sets the gauges of the targets and the budgets, for an exporter that is about to read them.
+    /// Without [`EngineBuilder::metrics`] it does nothing.
+    pub fn sample_metrics(&self) {
+        if !self.shared.meter.on {
+            return;
+        }
+        for target in self.shared.registry.list() {
+            metrics::sample(&target);
+        }
+        for group in self.shared.registry.groups() {
+            metrics::sample_budget(&group, self.budget_left(&group));
+        }
+    }
+
     /// Tells the subscribers of something that happened outside a call.
     pub fn announce(&self, what: EventKind) {
         self.shared.emit(|| what);
@@ -230,6 +246,7 @@ pub struct EngineBuilder {
     random: Option<Random>,
     wall_clock: Option<WallClock>,
     registry: RegistryConfig,
+    meter: Meter,
 }
 
 impl EngineBuilder {
@@ -281,6 +298,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Counts and times calls, attempts, fallbacks and strategies for the recorder of the
+    /// [`metrics`](crate::metrics) facade that is installed when the first call is made. Default: nothing is counted.
+    pub fn metrics(mut self) -> Self {
+        self.meter.on = true;
+        self
+    }
+
     /// Builds the engine.
     ///
     /// # Errors
@@ -296,7 +320,7 @@ impl EngineBuilder {
             return Err(BuildError::ZeroDeadline);
         }
         let model = RetryBudget::new(self.budget, Instant::now())?;
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events::new(self.meter));
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
         let random = self.random.unwrap_or_else(random::from_os);
         let observer = {
@@ -326,6 +350,7 @@ impl EngineBuilder {
                 random,
                 ids: AtomicU64::new(1),
                 answer_times: AnswerTimes::default(),
+                meter: self.meter,
                 budgets: Budgets {
                     model,
                     table: ArcSwap::default(),

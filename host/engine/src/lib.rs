@@ -151,6 +151,7 @@ pub mod hedge;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
+pub mod metrics;
 pub mod operation;
 pub mod random;
 pub mod registry;

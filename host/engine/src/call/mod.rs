@@ -115,6 +115,8 @@ impl Engine {
             other: None,
         } = first
         {
+            let meter = shared.meter;
+            meter.call_answered(&by.target, facts.level, started.elapsed());
             return Ok(Outcome {
                 answer,
                 id: facts.id,
@@ -162,6 +164,7 @@ impl Engine {
             Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
                 (None, Ok(answer)) => {
                     permit.succeeded(now, took);
+                    self.shared.meter.attempt_answered(attempt);
                     return Tried::Good { answer };
                 }
                 (Some(failure), raw) => (failure, Some(raw)),

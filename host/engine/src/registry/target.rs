@@ -13,6 +13,7 @@ use super::{Observer, RegistryConfig, TargetChange, TargetSpec};
 use crate::circuit::{Circuit, CircuitState, Gate, Ticket, Transition, Verdict};
 use crate::failure::Failure;
 use crate::health::{Health, HealthStatus};
+use crate::metrics::TargetMeter;
 use crate::random::Random;
 
 /// What the targets of one registry have in common.
@@ -49,6 +50,7 @@ struct State {
     recovered_at: AtomicU64,
     draining: AtomicBool,
     drained: Notify,
+    meter: TargetMeter,
 }
 
 impl State {
@@ -94,6 +96,7 @@ impl Target {
             recovered_at: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             drained: Notify::new(),
+            meter: TargetMeter::default(),
             shared,
         };
         Self {
@@ -157,6 +160,11 @@ impl Target {
         self.bulkhead
             .as_ref()
             .map_or(0, |bulkhead| bulkhead.waiting())
+    }
+
+    /// Counts what goes well at it.
+    pub(crate) fn meter(&self) -> &TargetMeter {
+        &self.state.meter
     }
 
     /// Whether its limits would let a request through at once.
