@@ -219,6 +219,39 @@ async fn a_fault_of_a_strategy_nobody_may_replace_ends_the_call() {
     }
 }
 
+#[tokio::test]
+async fn a_fault_that_counts_as_declining_is_explained_as_such_and_still_told_and_counted() {
+    let policy = format!("on_fault = \"decline\"\n{SWITCH}");
+    for (how, said) in WAYS {
+        let engine = engine("action", how, &policy).await;
+        let mut events = engine.subscribe();
+        let script = script();
+        for _ in 0..3 {
+            let outcome = engine
+                .call(&script, call("bad"), &request("bad"))
+                .await
+                .unwrap();
+            assert_eq!(outcome.answer, "b's", "{how}");
+            let steps = steps_of(&outcome);
+            assert_eq!((&*steps[0].0, steps[0].1), ("misbehave", "declined"));
+            assert_eq!(taken(&steps), ["service-failover"], "{how}");
+        }
+        let (mut faults, mut quarantined) = (Vec::new(), 0);
+        while let Ok(event) = events.try_recv() {
+            match &event.what {
+                EventKind::StrategyFaulted { message, .. } => faults.push(message.clone()),
+                EventKind::StrategyQuarantined { .. } => quarantined += 1,
+                _ => {}
+            }
+        }
+        assert_eq!((faults.len(), quarantined), (3, 1), "{how}: {faults:?}");
+        assert!(
+            faults.iter().all(|fault| fault.contains(said)),
+            "{faults:?}"
+        );
+    }
+}
+
 /// The loop occupies worker threads again and again; whoever shares them must still get a turn.
 async fn good_calls_beside_a_loop() {
     const LONG: Duration = Duration::from_secs(1);

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backstop::strategy::component::{
-    ComponentStrategy, Grants, Limits, LoadError, Route, Runtime, RuntimeOptions, StrategyOptions,
+    ComponentStrategy, Frozen, Grants, Limits, LoadError, Route, Runtime, RuntimeOptions,
+    StrategyOptions,
 };
 use backstop::strategy::{Action, AnswerData, Decision, Situation, StrategyFault};
 use backstop::{Failure, Kind};
@@ -575,11 +576,9 @@ async fn a_strategy_reads_its_folder_and_never_leaves_it() {
     }
 }
 
-#[tokio::test]
-async fn state_lasts_between_decisions_within_its_quota_and_belongs_to_one_strategy() {
-    // condition: increments "k" and is true while the sum is below 3.
-    let counts = || {
-        Guest {
+/// Increments `k` and applies while the sum is below 3.
+fn counts() -> Guest {
+    Guest {
         capabilities: vec!["state"],
         items: "(data (i32.const 600) \"k\")".into(),
         condition: "(call $increment (i32.const 600) (i32.const 1) (i64.const 1) (i32.const 0) (i64.const 0) (i32.const 512))
@@ -587,7 +586,10 @@ async fn state_lasts_between_decisions_within_its_quota_and_belongs_to_one_strat
             .into(),
         ..Guest::default()
     }
-    };
+}
+
+#[tokio::test]
+async fn state_lasts_between_decisions_within_its_quota_and_belongs_to_one_strategy() {
     let options = |limits: serde_json::Value| StrategyOptions {
         grants: Grants {
             folder: None,
@@ -607,6 +609,33 @@ async fn state_lasts_between_decisions_within_its_quota_and_belongs_to_one_strat
         .await
         .unwrap();
     assert!(!applies(&tight).await, "the quota is exceeded");
+}
+
+#[tokio::test]
+async fn a_rehearsal_repeats_with_given_time_chance_and_state_and_leaves_the_real_state_alone() {
+    // condition: increments "k" and is true while the sum is below 3.
+    let options = StrategyOptions {
+        grants: Grants {
+            folder: None,
+            state: true,
+        },
+        ..StrategyOptions::default()
+    };
+    let strategy = load_with(&counts(), options).await.unwrap();
+    let frozen = |start: &str| Frozen {
+        state: vec![("k".to_owned(), start.as_bytes().to_vec())],
+        ..Frozen::default()
+    };
+    for _ in 0..5 {
+        let rehearsal = strategy.rehearse(&situation(), &frozen("1")).await;
+        assert!(rehearsal.outcome.unwrap().is_some());
+        assert_eq!(rehearsal.state, [("k".to_owned(), b"2".to_vec())]);
+        let rehearsal = strategy.rehearse(&situation(), &frozen("2")).await;
+        assert_eq!(rehearsal.outcome, Ok(None));
+    }
+    assert!(strategy.decide(&situation()).await.unwrap().is_some());
+    assert!(strategy.decide(&situation()).await.unwrap().is_some());
+    assert!(strategy.decide(&situation()).await.unwrap().is_none());
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::config::{self, Config};
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::strategy::component::{
-    ComponentStrategy, Grants, Limits, LoadError, Runtime, StrategyOptions, scan,
+    ComponentStrategy, Grants, Isolation, Limits, LoadError, Runtime, StrategyOptions, scan,
 };
 use crate::strategy::{Entry, OnFault};
 
@@ -236,19 +236,45 @@ fn options(entry: Option<&config::Strategy>) -> StrategyOptions {
         folder: entry.grants.folder.clone(),
         state: entry.grants.state,
     };
-    let millis =
-        |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
-    let (given, limits) = (&entry.limits, &mut options.limits);
-    limits.decision_deadline_ms = given
-        .decision_deadline
-        .map_or(limits.decision_deadline_ms, millis);
-    limits.configure_deadline_ms = given
-        .configure_deadline
-        .map_or(limits.configure_deadline_ms, millis);
-    limits.memory_bytes = given.memory.map_or(limits.memory_bytes, bytes);
-    limits.state_bytes = given.state_quota.map_or(limits.state_bytes, bytes);
-    limits.log_bytes = given.log_bytes.map_or(limits.log_bytes, bytes);
-    limits.result_bytes = given.result_size.map_or(limits.result_bytes, bytes);
+    options.isolation = match entry.isolation {
+        config::Isolation::Fresh => Isolation::Fresh,
+        config::Isolation::Reuse => Isolation::Reuse,
+    };
+    override_limits(&mut options.limits, &entry.limits);
     options
+}
+
+/// What the configuration gives takes the place of the default.
+fn override_limits(limits: &mut Limits, given: &config::Limits) {
+    let millis = |time: Option<std::time::Duration>| {
+        time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    };
+    let bytes = |size: Option<u64>| size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+    let count = |count: Option<u32>| bytes(count.map(u64::from));
+    fn set<T>(limit: &mut T, given: Option<T>) {
+        if let Some(given) = given {
+            *limit = given;
+        }
+    }
+    set(
+        &mut limits.decision_deadline_ms,
+        millis(given.decision_deadline),
+    );
+    set(
+        &mut limits.configure_deadline_ms,
+        millis(given.configure_deadline),
+    );
+    set(&mut limits.ready, given.ready);
+    set(&mut limits.uses, given.uses);
+    set(&mut limits.memory_bytes, bytes(given.memory));
+    set(&mut limits.table_elements, count(given.table_elements));
+    set(&mut limits.instances, count(given.instances));
+    set(&mut limits.memories, count(given.memories));
+    set(&mut limits.state_bytes, bytes(given.state_quota));
+    set(&mut limits.state_value_bytes, bytes(given.state_value));
+    set(&mut limits.state_operations, count(given.state_operations));
+    set(&mut limits.log_lines, count(given.log_lines));
+    set(&mut limits.log_bytes, bytes(given.log_bytes));
+    set(&mut limits.result_bytes, bytes(given.result_size));
+    set(&mut limits.folder_file_bytes, bytes(given.folder_file));
 }

@@ -53,7 +53,7 @@ pub use listen::{Admin, Gateway};
 pub use operation::{Operation, Pattern};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
-pub use strategy::{Grants, Limits, OnFault, Strategy};
+pub use strategy::{Grants, Isolation, Limits, OnFault, Strategy};
 pub use targets::{Model, Service, Transport};
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,

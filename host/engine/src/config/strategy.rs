@@ -42,12 +42,27 @@ pub struct Strategy {
     /// Capabilities it gets. Default: none.
     #[serde(default)]
     pub grants: Grants,
+    /// Who may have used an instance of it before a decision does. Default: `fresh`.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// What its fault (a trap, a timeout, garbage) means for the call. Default: `skip`.
     #[serde(default)]
     pub on_fault: OnFault,
     /// Whether it is used at all. Default: true.
     #[serde(default = "yes")]
     pub enabled: bool,
+}
+
+/// Who may have used an instance of a strategy before a decision does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Nobody: nothing leaks from one call to another but through the state it is granted.
+    #[default]
+    Fresh,
+    /// Earlier decisions, one after the other, up to the limit `uses`. A little faster; for a
+    /// strategy that may remember what it has seen of every caller.
+    Reuse,
 }
 
 /// What a strategy's fault means for the call it was asked about.
@@ -68,30 +83,59 @@ pub enum OnFault {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Limits {
-    /// The longest one decision (condition and action) may take, 10 ms to 1 minute.
+    /// The longest one decision (condition and action) may take, 10 ms to 1 minute. Default: 50 ms.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub decision_deadline: Option<Duration>,
-    /// The longest metadata and configuration may take, 10 ms to 1 minute.
+    /// The longest metadata and configuration may take, 10 ms to 1 minute. Default: 500 ms.
     #[serde(with = "DurationText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "DurationText")]
     pub configure_deadline: Option<Duration>,
-    /// The most linear memory, in bytes, 64 KiB (one page) to 4 GiB.
+    /// Instances kept ready, made ahead of need, 0 to 64. Default: 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready: Option<u32>,
+    /// Decisions one instance may make under `isolation = "reuse"`, 1 to 1 000 000. Default: 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uses: Option<u32>,
+    /// The most linear memory, in bytes, 64 KiB (one page) to 4 GiB. Default: 16 MiB.
     #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SizeText")]
     pub memory: Option<u64>,
-    /// The most key/value state it may keep, in bytes, 0 to 1 GiB.
+    /// The most elements of one table, 0 to 100 000. Default: 20 000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table_elements: Option<u32>,
+    /// The most core instances it may consist of, 1 to 128. Default: 32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instances: Option<u32>,
+    /// The most linear memories, 1 to 16. Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memories: Option<u32>,
+    /// The most key/value state it may keep, in bytes, 0 to 1 GiB. Default: 1 MiB.
     #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SizeText")]
     pub state_quota: Option<u64>,
-    /// The most it may log in one decision, in bytes, 0 to 16 MiB.
+    /// The largest value of its state, in bytes, 0 to 64 MiB. Default: 64 KiB.
+    #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SizeText")]
+    pub state_value: Option<u64>,
+    /// How often it may read or write its state in one decision, 0 to 1 000 000. Default: 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_operations: Option<u32>,
+    /// The most lines it may log in one decision, 0 to 100 000. Default: 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_lines: Option<u32>,
+    /// The most it may log in one decision, in bytes, 0 to 16 MiB. Default: 8 KiB.
     #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SizeText")]
     pub log_bytes: Option<u64>,
-    /// The largest action it may return, in bytes, 1 KiB to 64 MiB.
+    /// The largest action it may return, in bytes, 1 KiB to 64 MiB. Default: 1 MiB.
     #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "SizeText")]
     pub result_size: Option<u64>,
+    /// The largest file it may read from its folder, in bytes, 0 to 256 MiB. Default: 1 MiB.
+    #[serde(with = "SizeText", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SizeText")]
+    pub folder_file: Option<u64>,
 }
 
 /// Capabilities a strategy gets beyond what every strategy has.
@@ -117,6 +161,10 @@ impl Strategy {
         let config = r.read("config", value::json_object);
         let limits = r.section("limits", Limits::read);
         let grants = r.section("grants", Grants::read);
+        let isolation = r.read(
+            "isolation",
+            value::word(&[("fresh", Isolation::Fresh), ("reuse", Isolation::Reuse)]),
+        );
         let on_fault = r.read(
             "on_fault",
             value::word(&[
@@ -147,6 +195,7 @@ impl Strategy {
             config: config.unwrap_or_else(|| serde_json::Map::new().into()),
             limits: limits.unwrap_or_default(),
             grants: grants.unwrap_or_default(),
+            isolation: isolation.unwrap_or_default(),
             on_fault: on_fault.unwrap_or_default(),
             enabled: enabled.unwrap_or(true),
         })
@@ -161,10 +210,19 @@ impl Limits {
         Self {
             decision_deadline: r.read("decision_deadline", value::duration(SHORTEST..=LONGEST)),
             configure_deadline: r.read("configure_deadline", value::duration(SHORTEST..=LONGEST)),
+            ready: r.read("ready", value::integer(0..=64)),
+            uses: r.read("uses", value::integer(1..=1_000_000)),
             memory: r.read("memory", value::size(64 << 10..=4 << 30)),
+            table_elements: r.read("table_elements", value::integer(0..=100_000)),
+            instances: r.read("instances", value::integer(1..=128)),
+            memories: r.read("memories", value::integer(1..=16)),
             state_quota: r.read("state_quota", value::size(0..=1 << 30)),
+            state_value: r.read("state_value", value::size(0..=64 << 20)),
+            state_operations: r.read("state_operations", value::integer(0..=1_000_000)),
+            log_lines: r.read("log_lines", value::integer(0..=100_000)),
             log_bytes: r.read("log_bytes", value::size(0..=16 << 20)),
             result_size: r.read("result_size", value::size(1 << 10..=64 << 20)),
+            folder_file: r.read("folder_file", value::size(0..=256 << 20)),
         }
     }
 }

@@ -49,9 +49,15 @@ pub enum StrategyFault {
     /// What it returned is out of range.
     #[error("returned an invalid result: {0}")]
     Garbage(String),
+    /// It used more of something than one decision may.
+    #[error("was stopped: {0}")]
+    Excess(String),
     /// No instance could be made.
     #[error("could not be instantiated: {0}")]
     Instantiate(String),
+    /// A function it exports has another type than its contract says.
+    #[error("does not fit the contract it was built for: {0} has another type there")]
+    Shape(String),
     /// It is quarantined after repeated faults.
     #[error("is quarantined after {faults} faults")]
     Quarantined {
@@ -68,7 +74,9 @@ impl StrategyFault {
             Self::Timeout(_) => "timeout",
             Self::Memory(_) => "memory",
             Self::Garbage(_) => "garbage",
+            Self::Excess(_) => "excess",
             Self::Instantiate(_) => "instantiate",
+            Self::Shape(_) => "shape",
             Self::Quarantined { .. } => "quarantined",
         }
     }

@@ -53,7 +53,7 @@ pub enum LoadError {
     Damaged { plugin: String, reason: String },
     /// The component is not a strategy.
     #[error(
-        "plugin {plugin}: not a fallback strategy: it does not export `{wanted}` but {}: build it for the world `strategy` of `backstop:strategy`",
+        "plugin {plugin}: not a fallback strategy: it does not export {wanted} but {}: build it for the world `strategy` of `backstop:strategy`",
         listed(exports)
     )]
     WrongWorld {
@@ -63,7 +63,7 @@ pub enum LoadError {
     },
     /// The component is a strategy of a contract this host does not speak.
     #[error(
-        "plugin {plugin}: wants the contract `{wants}`, and this host offers `{offers}`: use a host that offers it, or build the plugin for the host's contract"
+        "plugin {plugin}: wants the contract `{wants}`, and this host offers {offers}: use a host that offers it, or build the plugin for the host's contract"
     )]
     Contract {
         plugin: String,
@@ -87,14 +87,16 @@ pub enum LoadError {
         "plugin {plugin}: cannot be compiled ({reason}): build it again with tools of this year"
     )]
     Compile { plugin: String, reason: String },
-    /// The component's imports or exports have other types than the contract's.
+    /// The component's imports or exports have other types than those of the contract it names.
     #[error(
-        "plugin {plugin}: does not fit the contract `{offers}` ({reason}): build it from the contract's WIT files"
+        "plugin {plugin}: wants the contract `{wants}`, but does not fit it: {part} has another type there, or is missing; this host offers {offers}: build the plugin from the contract's own WIT files"
     )]
-    Link {
+    Shape {
         plugin: String,
+        wants: String,
         offers: String,
-        reason: String,
+        /// The function or interface that differs.
+        part: String,
     },
     /// No instance could be made, or `metadata` failed.
     #[error(
@@ -189,7 +191,7 @@ impl LoadError {
             | Self::Forbidden { plugin, .. }
             | Self::UnknownImport { plugin, .. }
             | Self::Compile { plugin, .. }
-            | Self::Link { plugin, .. }
+            | Self::Shape { plugin, .. }
             | Self::Metadata { plugin, .. }
             | Self::Info { plugin, .. }
             | Self::Field { plugin, .. }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::Instant;
 use wasmtime::ResourceLimiter;
-use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Route;
 use super::bindings::backstop::strategy::{
@@ -15,6 +15,7 @@ use super::bindings::backstop::strategy::{
     targets, types,
 };
 use super::capabilities::{Folder, FolderError};
+use super::frozen::{LogLevel, Standstill};
 use super::limits::Limits;
 use super::state::{State, StateError};
 use crate::strategy::{KnownGood, Situation};
@@ -35,9 +36,16 @@ const MAX_HANDLES: usize = 256;
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) limits: Limits,
-    pub(super) state: Option<State>,
+    pub(super) state: Option<Arc<State>>,
     pub(super) folder: Option<Folder>,
     pub(super) clock_start: Instant,
+}
+
+/// A strategy used more of something than one decision may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Excess {
+    #[error("it used its state more than {0} times in one decision")]
+    StateOperations(usize),
 }
 
 /// Where an instance is in its life.
@@ -63,26 +71,77 @@ pub(super) struct Cell {
     pub(super) out_of_time: bool,
     situation: Option<Situation>,
     known_good: Option<Option<KnownGood>>,
-    log_lines_left: usize,
-    log_bytes_left: usize,
+    left: Left,
+    frozen: Option<Box<Standstill>>,
     wasi: Option<Box<(WasiCtx, ResourceTable)>>,
 }
 
+/// What a decision may still use.
+struct Left {
+    log_lines: usize,
+    log_bytes: usize,
+    state_operations: usize,
+}
+
+impl Left {
+    fn of(limits: &Limits) -> Self {
+        Self {
+            log_lines: limits.log_lines,
+            log_bytes: limits.log_bytes,
+            state_operations: limits.state_operations,
+        }
+    }
+}
+
 impl Cell {
-    pub(super) fn new(shared: Arc<Shared>, situation: Option<Situation>, ticks: u64) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         let limits = &shared.limits;
         Self {
             phase: Phase::Start,
             meter: Meter::new(limits),
-            ticks_left: ticks,
+            ticks_left: 0,
             out_of_time: false,
-            situation,
+            situation: None,
             known_good: None,
-            log_lines_left: limits.log_lines,
-            log_bytes_left: limits.log_bytes,
+            left: Left::of(limits),
+            frozen: None,
             wasi: None,
             shared,
         }
+    }
+
+    /// One whose clocks stand still, whose chance repeats and whose state is its own.
+    pub(super) fn frozen(shared: Arc<Shared>, standstill: Standstill) -> Self {
+        let wasi = standstill.wasi();
+        Self {
+            frozen: Some(Box::new(standstill)),
+            wasi: Some(Box::new(with_table(wasi))),
+            ..Self::new(shared)
+        }
+    }
+
+    /// What a frozen cell's log and state hold in the end.
+    pub(super) fn thaw(&mut self) -> (Vec<(LogLevel, String)>, Vec<(String, Vec<u8>)>) {
+        let Some(frozen) = &mut self.frozen else {
+            return Default::default();
+        };
+        let state = frozen.state.as_ref().map(State::list).unwrap_or_default();
+        (std::mem::take(&mut frozen.log), state)
+    }
+
+    /// Begins a decision.
+    pub(super) fn meet(&mut self, situation: Situation) {
+        self.phase = Phase::Decide;
+        self.situation = Some(situation);
+    }
+
+    /// Ends a decision: nothing of it is left on this side, and the next one may use as much.
+    pub(super) fn forget(&mut self) {
+        self.phase = Phase::Start;
+        self.situation = None;
+        self.known_good = None;
+        self.meter.refused = false;
+        self.left = Left::of(&self.shared.limits);
     }
 
     /// The call, where the strategy may ask about it.
@@ -101,21 +160,42 @@ impl Cell {
         self.known_good.as_ref()?.as_ref()
     }
 
-    fn state(&self) -> Result<&State, state::Error> {
-        self.shared.state.as_ref().ok_or(state::Error::NotGranted)
+    /// The strategy's state, for one more operation on it. The outer error is a trap.
+    fn state(&mut self) -> wasmtime::Result<Result<&State, state::Error>> {
+        let Some(left) = self.left.state_operations.checked_sub(1) else {
+            let limit = self.shared.limits.state_operations;
+            return Err(Excess::StateOperations(limit).into());
+        };
+        self.left.state_operations = left;
+        let state = match &self.frozen {
+            Some(frozen) => frozen.state.as_ref(),
+            None => self.shared.state.as_deref(),
+        };
+        Ok(state.ok_or(state::Error::NotGranted))
     }
+}
+
+fn with_table(wasi: WasiCtx) -> (WasiCtx, ResourceTable) {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(MAX_HANDLES);
+    (wasi, table)
 }
 
 impl WasiView for Cell {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         // Made at the first use: most decisions never need it.
-        let (ctx, table) = &mut **self.wasi.get_or_insert_with(|| {
-            let mut table = ResourceTable::new();
-            table.set_max_capacity(MAX_HANDLES);
-            Box::new((WasiCtx::builder().max_random_size(64 << 10).build(), table))
-        });
+        let (ctx, table) = &mut **self
+            .wasi
+            .get_or_insert_with(|| Box::new(with_table(wasi_builder().build())));
         WasiCtxView { ctx, table }
     }
+}
+
+/// A context with nothing in it.
+pub(super) fn wasi_builder() -> WasiCtxBuilder {
+    let mut builder = WasiCtx::builder();
+    builder.max_random_size(64 << 10);
+    builder
 }
 
 /// Bounds what an instance may allocate, and remembers that it was refused.
@@ -211,12 +291,13 @@ impl types::Host for Cell {}
 
 impl log::Host for Cell {
     fn write(&mut self, level: log::Level, mut message: String) {
-        if self.log_lines_left == 0 || self.log_bytes_left == 0 {
+        let left = &mut self.left;
+        if left.log_lines == 0 || left.log_bytes == 0 {
             return;
         }
-        self.log_lines_left -= 1;
-        message.truncate(message.floor_char_boundary(self.log_bytes_left));
-        self.log_bytes_left -= message.len();
+        left.log_lines -= 1;
+        message.truncate(message.floor_char_boundary(left.log_bytes));
+        left.log_bytes -= message.len();
         let plugin = &*self.shared.name;
         macro_rules! event {
             ($level:ident) => {
@@ -230,22 +311,27 @@ impl log::Host for Cell {
             log::Level::Warn => event!(WARN),
             log::Level::Error => event!(ERROR),
         }
+        if let Some(frozen) = &mut self.frozen {
+            frozen.log.push((level.into(), message));
+        }
     }
 }
 
 impl clock::Host for Cell {
     fn monotonic(&mut self) -> u64 {
-        let since = Instant::now().saturating_duration_since(self.shared.clock_start);
+        let since = match &self.frozen {
+            Some(frozen) => frozen.monotonic,
+            None => Instant::now().saturating_duration_since(self.shared.clock_start),
+        };
         u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn wall(&mut self) -> u64 {
-        let now = self
-            .situation
-            .as_ref()
-            .map_or_else(SystemTime::now, |situation| {
-                situation.surroundings.wall_clock()
-            });
+        let now = match (&self.frozen, &self.situation) {
+            (Some(frozen), _) => frozen.wall,
+            (None, Some(situation)) => situation.surroundings.wall_clock(),
+            (None, None) => SystemTime::now(),
+        };
         millis_down(
             now.duration_since(SystemTime::UNIX_EPOCH)
                 .unwrap_or_default(),
@@ -255,10 +341,11 @@ impl clock::Host for Cell {
 
 impl random::Host for Cell {
     fn next(&mut self) -> u64 {
-        match &self.situation {
-            Some(situation) => situation.surroundings.random(),
+        match (&self.frozen, &self.situation) {
+            (Some(frozen), _) => frozen.chance.next(),
+            (None, Some(situation)) => situation.surroundings.random(),
             // Outside a call there is no source to borrow; a fresh hash seed is random enough.
-            None => RandomState::new().hash_one(0),
+            (None, None) => RandomState::new().hash_one(0),
         }
     }
 }
@@ -273,20 +360,34 @@ impl From<StateError> for state::Error {
 }
 
 impl state::Host for Cell {
-    fn get(&mut self, key: String) -> Result<Option<Vec<u8>>, state::Error> {
-        Ok(self.state()?.get(&key))
+    fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, state::Error>> {
+        Ok(self.state()?.map(|state| state.get(&key)))
     }
 
-    fn set(&mut self, key: String, value: Vec<u8>, ttl: Option<u64>) -> Result<(), state::Error> {
-        Ok(self.state()?.set(&key, value, ttl)?)
+    fn set(
+        &mut self,
+        key: String,
+        value: Vec<u8>,
+        ttl: Option<u64>,
+    ) -> wasmtime::Result<Result<(), state::Error>> {
+        Ok(self
+            .state()?
+            .and_then(|state| Ok(state.set(&key, value, ttl)?)))
     }
 
-    fn delete(&mut self, key: String) -> Result<bool, state::Error> {
-        Ok(self.state()?.delete(&key))
+    fn delete(&mut self, key: String) -> wasmtime::Result<Result<bool, state::Error>> {
+        Ok(self.state()?.map(|state| state.delete(&key)))
     }
 
-    fn increment(&mut self, key: String, by: i64, ttl: Option<u64>) -> Result<i64, state::Error> {
-        Ok(self.state()?.increment(&key, by, ttl)?)
+    fn increment(
+        &mut self,
+        key: String,
+        by: i64,
+        ttl: Option<u64>,
+    ) -> wasmtime::Result<Result<i64, state::Error>> {
+        Ok(self
+            .state()?
+            .and_then(|state| Ok(state.increment(&key, by, ttl)?)))
     }
 }
 

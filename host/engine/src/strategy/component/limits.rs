@@ -18,13 +18,20 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct Limits {
-    /// Milliseconds one decision may run: instantiation, `configure`, `condition` and `action`
-    /// together. Counted in ticks of 10 ms of running; waiting in the host may add as much again.
-    /// Range: 10 to 60 000. Default: 50.
+    /// Milliseconds one decision may take: `condition` and `action` together, and where no instance
+    /// is ready the making of one as well. Counted in ticks of 10 ms, so it ends at most two of them
+    /// later. Range: 10 to 60 000. Default: 50.
     pub decision_deadline_ms: u64,
-    /// Milliseconds `metadata`, and then the first `configure`, may run when the strategy is loaded.
-    /// Range: 10 to 60 000. Default: 500.
+    /// Milliseconds `metadata` may take, and milliseconds an instance may take to become ready:
+    /// its own start and `configure`. Range: 10 to 60 000. Default: 500.
     pub configure_deadline_ms: u64,
+    /// Instances kept ready, made ahead of need. Each takes its memory while it waits; all
+    /// strategies together keep at most 128. With none every decision makes its own. Range: 0 to 64.
+    /// Default: 2.
+    pub ready: u32,
+    /// Decisions one instance may make under `isolation = "reuse"`. Range: 1 to 1 000 000.
+    /// Default: 1000.
+    pub uses: u32,
     /// Bytes of linear memory, all memories of an instance together. Strategies in JavaScript and
     /// Python need more than the default. Range: 64 KiB to 4 GiB. Default: 16 MiB.
     pub memory_bytes: usize,
@@ -42,6 +49,9 @@ pub struct Limits {
     pub state_bytes: usize,
     /// Bytes of one value in the state. Default: 64 KiB.
     pub state_value_bytes: usize,
+    /// Reads and writes of the state in one decision; one more is a fault. Range: 0 to 1 000 000.
+    /// Default: 1000.
+    pub state_operations: usize,
     /// Bytes of what one function returns, and of what it passes to one host function. Range: 1 KiB
     /// to 64 MiB. Default: 1 MiB.
     pub result_bytes: usize,
@@ -56,6 +66,8 @@ impl Default for Limits {
         Self {
             decision_deadline_ms: 50,
             configure_deadline_ms: 500,
+            ready: 2,
+            uses: 1000,
             memory_bytes: 16 << 20,
             table_elements: 20_000,
             instances: 32,
@@ -64,6 +76,7 @@ impl Default for Limits {
             log_lines: 64,
             state_bytes: 1 << 20,
             state_value_bytes: 64 << 10,
+            state_operations: 1000,
             result_bytes: 1 << 20,
             folder_file_bytes: 1 << 20,
             component_bytes: 32 << 20,
@@ -101,6 +114,8 @@ impl Limits {
             10,
             60_000,
         )?;
+        in_range("ready", self.ready.into(), 0, 64)?;
+        in_range("uses", self.uses.into(), 1, 1_000_000)?;
         in_range("memory-bytes", self.memory_bytes as u64, 64 << 10, 4 << 30)?;
         in_range(
             "table-elements",
@@ -119,6 +134,12 @@ impl Limits {
             0,
             64 << 20,
         )?;
+        in_range(
+            "state-operations",
+            self.state_operations as u64,
+            0,
+            1_000_000,
+        )?;
         in_range("result-bytes", self.result_bytes as u64, 1 << 10, 64 << 20)?;
         in_range(
             "folder-file-bytes",
@@ -129,12 +150,12 @@ impl Limits {
         in_range("component-bytes", self.component_bytes as u64, 8, 256 << 20)
     }
 
-    /// How long one decision may run.
+    /// How long one decision may take.
     pub fn decision_deadline(&self) -> Duration {
         Duration::from_millis(self.decision_deadline_ms)
     }
 
-    /// How long `metadata` and the first `configure` may run.
+    /// How long `metadata` may take, and an instance to become ready.
     pub fn configure_deadline(&self) -> Duration {
         Duration::from_millis(self.configure_deadline_ms)
     }
@@ -147,6 +168,8 @@ impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "decision deadline   {} ms", self.decision_deadline_ms)?;
         writeln!(f, "configure deadline  {} ms", self.configure_deadline_ms)?;
+        writeln!(f, "instances ready     {}", self.ready)?;
+        writeln!(f, "uses, under reuse   {}", self.uses)?;
         writeln!(f, "linear memory       {}", Size(self.memory_bytes))?;
         writeln!(f, "table elements      {}", self.table_elements)?;
         writeln!(f, "core instances      {}", self.instances)?;
@@ -159,9 +182,10 @@ impl fmt::Display for Limits {
         )?;
         writeln!(
             f,
-            "state               {}, {} a value",
+            "state               {}, {} a value, {} operations a decision",
             Size(self.state_bytes),
-            Size(self.state_value_bytes)
+            Size(self.state_value_bytes),
+            self.state_operations
         )?;
         writeln!(f, "result              {}", Size(self.result_bytes))?;
         writeln!(f, "file of the folder  {}", Size(self.folder_file_bytes))?;

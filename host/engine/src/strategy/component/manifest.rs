@@ -5,7 +5,8 @@ use serde_json::Value;
 use wasmparser::{Encoding, Parser, Payload};
 
 use super::bindings::backstop::strategy::types;
-use super::bindings::{PACKAGE, POLICY, VERSION};
+use super::bindings::{PACKAGE, POLICY};
+use super::contract::Contract;
 use super::error::LoadError;
 use crate::kind::Kind;
 use crate::strategy::StrategyInfo;
@@ -19,12 +20,10 @@ const MAX_ENTRY_BYTES: usize = 256;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Manifest {
     pub(super) imports: Vec<String>,
-    pub(super) contract: String,
-}
-
-/// The contract this host offers, as error messages name it.
-pub(super) fn offered() -> String {
-    format!("{POLICY}@{VERSION}")
+    /// The version it names.
+    pub(super) version: String,
+    /// The version that is served to it.
+    pub(super) contract: Contract,
 }
 
 impl Manifest {
@@ -63,44 +62,37 @@ impl Manifest {
                 _ => {}
             }
         }
-        let contract = contract(&plugin(), exports)?;
+        let (version, contract) = contract(&plugin(), exports)?;
         for import in &imports {
             check_import(&plugin(), import)?;
         }
-        Ok(Self { imports, contract })
+        Ok(Self {
+            imports,
+            version,
+            contract,
+        })
     }
 }
 
-fn contract(plugin: &str, exports: Vec<String>) -> Result<String, LoadError> {
+fn contract(plugin: &str, exports: Vec<String>) -> Result<(String, Contract), LoadError> {
     let policy = exports
         .iter()
         .find_map(|export| export.strip_prefix(POLICY)?.strip_prefix('@'));
-    match policy.map(str::to_owned) {
-        None => Err(LoadError::WrongWorld {
+    let Some(version) = policy.map(str::to_owned) else {
+        return Err(LoadError::WrongWorld {
             plugin: plugin.into(),
-            wanted: offered(),
+            wanted: Contract::offers(POLICY),
             exports,
-        }),
-        Some(version) if compatible(&version) => Ok(version),
-        Some(version) => Err(LoadError::Contract {
+        });
+    };
+    match Contract::serving(&version) {
+        Some(contract) => Ok((version, contract)),
+        None => Err(LoadError::Contract {
             plugin: plugin.into(),
             wants: format!("{POLICY}@{version}"),
-            offers: offered(),
+            offers: Contract::offers(POLICY),
         }),
     }
-}
-
-/// Whether a contract of this version is served: the host's own, up to its last number (Semantic
-/// Versioning: below 1.0 the second number says whether shapes may have changed).
-fn compatible(version: &str) -> bool {
-    let track = |version: &str| {
-        let mut numbers = version.split('.');
-        (
-            numbers.next().map(str::to_owned),
-            numbers.next().map(str::to_owned),
-        )
-    };
-    track(version) == track(VERSION)
 }
 
 fn check_import(plugin: &str, import: &str) -> Result<(), LoadError> {
@@ -120,13 +112,13 @@ fn check_import(plugin: &str, import: &str) -> Result<(), LoadError> {
     let (name, version) = import.split_once('@').unwrap_or((import, ""));
     let package = name.split('/').next().unwrap_or(name);
     if package == PACKAGE {
-        return if compatible(version) {
+        return if Contract::serving(version).is_some() {
             Ok(())
         } else {
             Err(LoadError::Contract {
                 plugin: plugin.into(),
                 wants: import.into(),
-                offers: format!("{name}@{VERSION}"),
+                offers: Contract::offers(name),
             })
         };
     }

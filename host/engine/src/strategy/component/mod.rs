@@ -1,8 +1,8 @@
 //! Strategies as WebAssembly components.
 //!
 //! A component is somebody else's code in our process. So each decision runs in an instance of its
-//! own, made for it and thrown away after it: nothing leaks from one call to the next except through
-//! the state the configuration grants. An instance sees no network, no file but those of a granted
+//! own, made ahead of it and thrown away after it: nothing leaks from one call to the next except
+//! through the state the configuration grants ([`Isolation`] says what else there is). An instance sees no network, no file but those of a granted
 //! folder, no environment and no process; its time, its memory and the size of what it says are
 //! bounded; and whatever it does, the worst that happens to a call is that the next strategy is
 //! asked ([`StrategyFault`]).
@@ -13,12 +13,15 @@
 
 mod bindings;
 mod capabilities;
+mod contract;
 mod directory;
 mod error;
+mod frozen;
 mod host_impl;
 mod instance;
 mod limits;
 mod manifest;
+mod pool;
 mod quarantine;
 mod runtime;
 mod state;
@@ -39,17 +42,22 @@ use wasmtime::component::Component;
 pub use capabilities::Grants;
 pub use directory::{Found, scan};
 pub use error::LoadError;
+pub use frozen::{Frozen, LogLevel, Rehearsal};
 pub use limits::{LimitError, Limits};
+pub use pool::Isolation;
 pub use quarantine::{QuarantinePolicy, Standing};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
 #[cfg(feature = "stock")]
 pub use stock::stock;
 
-use self::bindings::StrategyPre;
+use self::bindings::backstop::strategy::types;
 use self::capabilities::Folder;
+use self::contract::{Contract, Pre};
+use self::frozen::Standstill;
 use self::host_impl::{Cell, MAX_ROUTE_NAME, MAX_ROUTES, Phase, Shared};
 use self::instance::{Instance, within};
 use self::manifest::Manifest;
+use self::pool::Pool;
 use self::quarantine::Quarantine;
 use self::state::State;
 use super::{Decision, Interest, Situation, StrategyFault, StrategyInfo};
@@ -63,6 +71,8 @@ pub struct StrategyOptions {
     pub limits: Limits,
     /// What it is granted.
     pub grants: Grants,
+    /// Who may have used an instance before a decision does.
+    pub isolation: Isolation,
     /// When it is quarantined.
     pub quarantine: QuarantinePolicy,
 }
@@ -73,6 +83,7 @@ impl Default for StrategyOptions {
             config: Value::Object(serde_json::Map::new()),
             limits: Limits::default(),
             grants: Grants::default(),
+            isolation: Isolation::default(),
             quarantine: QuarantinePolicy::default(),
         }
     }
@@ -101,8 +112,10 @@ pub struct Inspection {
     pub routes: Vec<Route>,
     /// What it may use.
     pub limits: Limits,
-    /// What it is granted.
+    /// What it is granted; what it wants is in `info.capabilities`.
     pub grants: Grants,
+    /// Who may have used an instance before a decision does.
+    pub isolation: Isolation,
     /// The size of its file, in bytes.
     pub size: usize,
     /// The SHA-256 of its file, in hexadecimal.
@@ -111,10 +124,7 @@ pub struct Inspection {
 
 /// A strategy that is a WebAssembly component, checked, configured and ready to decide.
 pub struct ComponentStrategy {
-    runtime: Runtime,
-    pre: StrategyPre<Cell>,
-    shared: Arc<Shared>,
-    config: Arc<str>,
+    pool: Arc<Pool>,
     interest: Interest,
     inspection: Inspection,
     quarantine: Quarantine,
@@ -149,6 +159,7 @@ impl ComponentStrategy {
             config,
             limits,
             grants,
+            isolation,
             quarantine,
         } = options;
         limits.validate().map_err(|source| LoadError::Limit {
@@ -176,13 +187,13 @@ impl ComponentStrategy {
             name: plugin.into(),
             state: grants
                 .state
-                .then(|| State::new(limits.state_bytes, limits.state_value_bytes)),
+                .then(|| Arc::new(State::new(limits.state_bytes, limits.state_value_bytes))),
             folder,
             clock_start: runtime.started(),
             limits: limits.clone(),
         });
 
-        let info = Self::ask_metadata(runtime, &pre, &shared).await?;
+        let info = Self::ask_metadata(runtime, &pre, &shared, &manifest).await?;
         let interest = info.interest().map_err(|source| LoadError::Info {
             plugin: plugin.into(),
             source,
@@ -192,23 +203,25 @@ impl ComponentStrategy {
         let config: Arc<str> = config.to_string().into();
         let routes = Self::first_configure(runtime, &pre, &shared, &config).await?;
 
-        let Manifest { imports, contract } = manifest;
+        let Manifest {
+            imports, version, ..
+        } = manifest;
         let inspection = Inspection {
             info,
-            contract,
+            contract: version,
             imports,
             routes,
             limits,
             grants,
+            isolation,
             size,
             sha256,
         };
         let quarantine = Quarantine::new(quarantine);
+        let pool = Pool::new(runtime.clone(), pre, shared, config, isolation);
+        pool.fill();
         Ok(Arc::new(Self {
-            runtime: runtime.clone(),
-            pre,
-            shared,
-            config,
+            pool,
             interest,
             inspection,
             quarantine,
@@ -218,37 +231,56 @@ impl ComponentStrategy {
 
     async fn ask_metadata(
         runtime: &Runtime,
-        pre: &StrategyPre<Cell>,
+        pre: &Pre,
         shared: &Arc<Shared>,
+        manifest: &Manifest,
     ) -> Result<StrategyInfo, LoadError> {
-        let fault = |source| LoadError::Metadata {
-            plugin: shared.name.to_string(),
-            source,
-        };
-        let _slot = runtime.slot().await;
-        let deadline = shared.limits.configure_deadline();
-        let mut instance = Instance::new(runtime, pre, shared, None, deadline);
-        let metadata = within(deadline, async {
-            instance.start().await?;
+        let plugin = || shared.name.to_string();
+        let mut instance = Self::instance_to_load(runtime, shared).await?;
+        let (deadline, turn) = (shared.limits.configure_deadline(), instance.turn());
+        let metadata = within(deadline, &turn, async {
+            instance.start(pre).await?;
             instance.metadata().await
         })
         .await
-        .map_err(fault)?;
+        .map_err(|fault| match fault {
+            StrategyFault::Shape(part) => LoadError::Shape {
+                plugin: plugin(),
+                wants: format!("{}@{}", bindings::POLICY, manifest.version),
+                offers: Contract::offers(bindings::POLICY),
+                part,
+            },
+            source => LoadError::Metadata {
+                plugin: plugin(),
+                source,
+            },
+        })?;
         manifest::info(&shared.name, metadata)
+    }
+
+    async fn instance_to_load(
+        runtime: &Runtime,
+        shared: &Arc<Shared>,
+    ) -> Result<Instance, LoadError> {
+        let leave = runtime.leave().await.ok_or_else(|| LoadError::Aborted {
+            plugin: shared.name.to_string(),
+        })?;
+        let mut instance = Instance::new(runtime, Cell::new(shared.clone()), leave);
+        instance.set_out(shared.limits.configure_deadline());
+        Ok(instance)
     }
 
     async fn first_configure(
         runtime: &Runtime,
-        pre: &StrategyPre<Cell>,
+        pre: &Pre,
         shared: &Arc<Shared>,
         config: &str,
     ) -> Result<Vec<Route>, LoadError> {
         let plugin = || shared.name.to_string();
-        let _slot = runtime.slot().await;
-        let deadline = shared.limits.configure_deadline();
-        let mut instance = Instance::new(runtime, pre, shared, None, deadline);
-        let answer = within(deadline, async {
-            instance.start().await?;
+        let mut instance = Self::instance_to_load(runtime, shared).await?;
+        let (deadline, turn) = (shared.limits.configure_deadline(), instance.turn());
+        let answer = within(deadline, &turn, async {
+            instance.start(pre).await?;
             instance.cell().phase = Phase::Load(Vec::new());
             instance.configure(config).await
         })
@@ -285,10 +317,12 @@ impl ComponentStrategy {
         Ok(routes)
     }
 
-    /// Asks the strategy about a failure, in an instance of its own: `configure`, `condition` and,
-    /// if that says true, `action`. `None` means that the condition said false.
+    /// Asks the strategy about a failure: `condition` and, if that says true, `action`, in an
+    /// instance that is configured and that nobody else uses. `None` means that the condition said
+    /// false.
     ///
-    /// The future may be dropped at any time; the instance goes with it.
+    /// The future may be dropped at any time; the instance goes with it. It must be polled on a tokio
+    /// runtime with time.
     ///
     /// # Errors
     /// [`StrategyFault`]; each but `Quarantined` counts towards quarantine.
@@ -296,18 +330,26 @@ impl ComponentStrategy {
         if let Some(faults) = self.quarantine.held() {
             return Err(StrategyFault::Quarantined { faults });
         }
-        // Waiting for others is not the strategy's fault: it is bounded by the call, not counted.
-        let Ok(_slot) = tokio::time::timeout_at(situation.deadline, self.runtime.slot()).await
-        else {
-            return Err(StrategyFault::Instantiate(
-                "too many decisions at once".into(),
-            ));
+        let instance = match self.pool.take() {
+            Some(instance) => instance,
+            None => {
+                // Waiting for others is not the strategy's fault: it is bounded by the call, not
+                // counted.
+                let leave = self.pool.runtime().leave();
+                let Ok(Some(leave)) = tokio::time::timeout_at(situation.deadline, leave).await
+                else {
+                    return Err(StrategyFault::Instantiate(
+                        "too many decisions at once".into(),
+                    ));
+                };
+                self.pool.instance(leave)
+            }
         };
-        let result = self.decide_in_fresh_instance(situation).await;
+        let result = self.decide_in(instance, situation).await;
         match &result {
             Ok(_) => self.quarantine.succeeded(),
             Err(fault) => {
-                let plugin = &*self.shared.name;
+                let plugin = self.plugin();
                 tracing::warn!(target: "backstop::strategy", plugin, fault = fault.label(), "strategy {plugin} {fault}");
                 if let Some(spell) = self.quarantine.faulted() {
                     self.newly_quarantined.store(true, Ordering::Release);
@@ -318,45 +360,93 @@ impl ComponentStrategy {
         result
     }
 
-    async fn decide_in_fresh_instance(
+    async fn decide_in(
         &self,
+        mut instance: Instance,
         situation: &Situation,
     ) -> Result<Option<Decision>, StrategyFault> {
-        let limits = &self.shared.limits;
-        let situation = situation.clone();
-        let failure = verdict::failure(&situation);
+        let limits = self.limits();
         let deadline = limits.decision_deadline();
-        let mut instance = Instance::new(
-            &self.runtime,
-            &self.pre,
-            &self.shared,
-            Some(situation),
-            deadline,
-        );
-        let decision = within(deadline, async {
-            instance.start().await?;
-            instance.cell().phase = Phase::Configure;
-            if let Err(message) = instance.configure(&self.config).await? {
-                // It took the same configuration when it was loaded.
-                return Err(StrategyFault::Garbage(format!(
-                    "`configure` now says: {message}"
-                )));
+        instance.set_out(deadline);
+        let turn = instance.turn();
+        let asked = within(deadline, &turn, async {
+            if !instance.is_started() {
+                self.pool.start(&mut instance).await?;
             }
-            instance.cell().phase = Phase::Decide;
-            if !instance.condition(&failure).await? {
-                return Ok(None);
-            }
-            instance.action(&failure).await.map(Some)
+            instance.decide(situation, situation.time_left()).await
         })
-        .await?;
-        decision
-            .map(|raw| verdict::decision(raw, limits))
-            .transpose()
+        .await;
+        let result = asked.and_then(|raw| verdict(raw, limits));
+        if result.is_ok() {
+            self.pool.give_back(instance);
+        } else {
+            self.pool.throw_away(instance);
+        }
+        result
+    }
+
+    /// Asks the strategy with time, chance and state that are given: the same question has the same
+    /// answer every time. In an instance of its own, in the real sandbox with its real limits; it
+    /// counts neither towards quarantine nor as a decision.
+    ///
+    /// ```no_run
+    /// # async fn run(strategy: &backstop::strategy::component::ComponentStrategy) {
+    /// use backstop::strategy::{Situation, component::Frozen};
+    /// use backstop::{Failure, Kind};
+    ///
+    /// let situation = Situation::of(Failure::new(Kind::TIMEOUT_ERROR, "no answer"));
+    /// let frozen = Frozen { seed: 7, ..Frozen::default() };
+    /// let first = strategy.rehearse(&situation, &frozen).await;
+    /// assert_eq!(strategy.rehearse(&situation, &frozen).await.outcome, first.outcome);
+    /// # }
+    /// ```
+    pub async fn rehearse(&self, situation: &Situation, frozen: &Frozen) -> Rehearsal {
+        let mut rehearsal = Rehearsal {
+            outcome: Ok(None),
+            log: Vec::new(),
+            state: Vec::new(),
+            took: std::time::Duration::ZERO,
+        };
+        rehearsal.outcome = self.rehearse_into(situation, frozen, &mut rehearsal).await;
+        rehearsal
+    }
+
+    async fn rehearse_into(
+        &self,
+        situation: &Situation,
+        frozen: &Frozen,
+        rehearsal: &mut Rehearsal,
+    ) -> Result<Option<Decision>, StrategyFault> {
+        let (shared, limits) = (self.pool.shared(), self.limits());
+        let standstill = Standstill::new(frozen, limits, shared.state.is_some())
+            .map_err(|error| StrategyFault::Excess(format!("the given state: {error}")))?;
+        let Some(leave) = self.pool.runtime().leave().await else {
+            return Err(StrategyFault::Instantiate("the program is ending".into()));
+        };
+        let cell = Cell::frozen(shared.clone(), standstill);
+        let mut instance = Instance::new(self.pool.runtime(), cell, leave);
+        let turn = instance.turn();
+        // As it is when an instance is ready: becoming ready has a time of its own.
+        instance.set_out(limits.configure_deadline());
+        let started = self.pool.start(&mut instance);
+        within(limits.configure_deadline(), &turn, started).await?;
+        instance.set_out(limits.decision_deadline());
+        let began = std::time::Instant::now();
+        let asked = instance.decide(situation, frozen.time_left);
+        let asked = within(limits.decision_deadline(), &turn, asked).await;
+        rehearsal.took = began.elapsed();
+        (rehearsal.log, rehearsal.state) = instance.cell().thaw();
+        asked.and_then(|raw| verdict(raw, limits))
+    }
+
+    /// Instances that wait for a decision now.
+    pub fn ready(&self) -> usize {
+        self.pool.waiting()
     }
 
     /// The name it was loaded under.
     pub fn plugin(&self) -> &str {
-        &self.shared.name
+        &self.pool.shared().name
     }
 
     /// What it says of itself.
@@ -397,10 +487,17 @@ impl ComponentStrategy {
     }
 }
 
+fn verdict(
+    raw: Option<types::Decision>,
+    limits: &Limits,
+) -> Result<Option<Decision>, StrategyFault> {
+    raw.map(|raw| verdict::decision(raw, limits)).transpose()
+}
+
 /// What comes of the work that must not block an async thread.
 struct Compiled {
     manifest: Manifest,
-    pre: StrategyPre<Cell>,
+    pre: Pre,
     folder: Option<Folder>,
     size: usize,
     sha256: String,
@@ -435,13 +532,18 @@ impl Compiled {
                     plugin: name.clone(),
                     reason: format!("{error:#}"),
                 })?;
-            let link = |error: wasmtime::Error| LoadError::Link {
-                plugin: name.clone(),
-                offers: manifest::offered(),
-                reason: format!("{error:#}"),
+            let shape = |error: wasmtime::Error| {
+                tracing::debug!(target: "backstop::strategy", plugin = name, error = %format_args!("{error:#}"), "does not fit its contract");
+                LoadError::Shape {
+                    plugin: name.clone(),
+                    wants: format!("{}@{}", bindings::POLICY, manifest.version),
+                    offers: Contract::offers(bindings::POLICY),
+                    part: contract::culprit(&error),
+                }
             };
-            let pre = runtime.linker().instantiate_pre(&component).map_err(link)?;
-            let pre = StrategyPre::new(pre).map_err(link)?;
+            let linked = runtime.linker().instantiate_pre(&component);
+            let pre = linked.and_then(|pre| Pre::new(manifest.contract, pre));
+            let pre = pre.map_err(shape)?;
             let sha256 =
                 Sha256::digest(&bytes)
                     .iter()

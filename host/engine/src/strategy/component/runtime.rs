@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{
@@ -16,9 +16,19 @@ use super::bindings;
 use super::host_impl::Cell;
 use super::limits::{MAX_TABLE_ELEMENTS, TICK};
 
-/// Decisions that may run at the same time; the others wait. A decision takes well under a
-/// millisecond, so this bounds memory, not throughput.
-const CONCURRENT_DECISIONS: usize = 64;
+/// Instances that may be made on demand at the same time; further decisions wait. A decision takes
+/// well under a millisecond, so this bounds memory, not throughput.
+const ON_DEMAND: usize = 64;
+/// Instances that may be kept ready, all strategies together.
+const READY: usize = 128;
+
+/// Leave for one instance to exist; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Leave {
+    _permit: OwnedSemaphorePermit,
+    /// Whether the instance may wait in a pool for its decision.
+    pub(super) to_wait: bool,
+}
 
 /// How a runtime is made.
 #[derive(Debug, Clone, Default)]
@@ -45,7 +55,8 @@ pub struct Runtime(Arc<Shared>);
 struct Shared {
     engine: Engine,
     linker: Linker<Cell>,
-    slots: Semaphore,
+    on_demand: Arc<Semaphore>,
+    ready: Arc<Semaphore>,
     pooled: bool,
     started: Instant,
     // Dropped with the last runtime, which ends the ticker's thread.
@@ -94,7 +105,8 @@ impl Runtime {
         Ok(Self(Arc::new(Shared {
             engine,
             linker,
-            slots: Semaphore::new(CONCURRENT_DECISIONS),
+            on_demand: Arc::new(Semaphore::new(ON_DEMAND)),
+            ready: Arc::new(Semaphore::new(READY)),
             pooled,
             started: Instant::now(),
             _ticker: ticker,
@@ -119,10 +131,22 @@ impl Runtime {
         self.0.started
     }
 
-    /// Waits for leave to make an instance.
-    pub(super) async fn slot(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.0.slots.acquire().await.ok()
+    /// Waits for leave to make an instance. `None` never comes: the semaphore is never closed.
+    pub(super) async fn leave(&self) -> Option<Leave> {
+        let permit = self.0.on_demand.clone().acquire_owned().await.ok()?;
+        Some(Leave {
+            _permit: permit,
+            to_wait: false,
+        })
+    }
+
+    /// Leave to make an instance that waits in a pool, if there is any left.
+    pub(super) fn leave_to_wait(&self) -> Option<Leave> {
+        let permit = self.0.ready.clone().try_acquire_owned().ok()?;
+        Some(Leave {
+            _permit: permit,
+            to_wait: true,
+        })
     }
 }
 
@@ -133,7 +157,7 @@ fn config(cache: Option<Cache>, pooled: bool) -> Config {
         .parallel_compilation(true)
         .cache(cache);
     if pooled {
-        let count = u32::try_from(CONCURRENT_DECISIONS).unwrap_or(u32::MAX);
+        let count = u32::try_from(ON_DEMAND + READY).unwrap_or(u32::MAX);
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(count * 4)
             .total_core_instances(count * 32)

@@ -10,11 +10,13 @@ use tokio::time::Instant;
 const ENTRY_BYTES: usize = 64;
 
 /// Why the state did not change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum StateError {
     /// The write would exceed this many bytes.
+    #[error("it would exceed the quota of {0} bytes")]
     Quota(usize),
     /// The value is not a decimal number.
+    #[error("a value is not a number")]
     NotANumber,
 }
 
@@ -112,6 +114,21 @@ impl State {
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every live entry, by key.
+    pub(super) fn list(&self) -> Vec<(String, Vec<u8>)> {
+        let now = Instant::now();
+        let entries = self.entries();
+        let live = entries
+            .by_key
+            .iter()
+            .filter(|(_, entry)| !entry.is_past(now));
+        let mut list: Vec<_> = live
+            .map(|(key, entry)| (key.clone(), entry.value.clone()))
+            .collect();
+        list.sort();
+        list
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Vec<u8>> {

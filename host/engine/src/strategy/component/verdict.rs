@@ -17,7 +17,7 @@ const MAX_SENTENCE_BYTES: usize = 4096;
 const MAX_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The failure, as small as a condition usually needs it.
-pub(super) fn failure(now: &Situation) -> types::Failure {
+pub(super) fn failure(now: &Situation, time_left: Duration) -> types::Failure {
     let failure = &*now.failure;
     let mut traits = types::Traits::empty();
     for (set, flag) in [
@@ -40,7 +40,7 @@ pub(super) fn failure(now: &Situation) -> types::Failure {
         attempts: u32::try_from(now.attempts.len()).unwrap_or(u32::MAX).max(1),
         retries: now.retries,
         fallbacks: now.fallbacks,
-        time_left: millis_down(now.time_left()),
+        time_left: millis_down(time_left),
         importance: now.call.importance,
     }
 }
@@ -61,8 +61,8 @@ pub(super) fn decision(raw: types::Decision, limits: &Limits) -> Result<Decision
         },
         types::Action::CallOperation(call) => {
             if let Some(arguments) = &call.arguments {
-                let value = json("arguments", arguments, limits)?;
-                if !value.is_object() {
+                json("arguments", arguments, limits)?;
+                if !arguments.trim_ascii_start().starts_with('{') {
                     return garbage("`arguments` is not a JSON object".into());
                 }
             }
@@ -130,7 +130,8 @@ fn sentence(field: &str, text: String) -> Result<String, StrategyFault> {
     }
 }
 
-fn json(field: &str, text: &str, limits: &Limits) -> Result<serde_json::Value, StrategyFault> {
+/// Reads JSON without building it: what a strategy returns may be large.
+fn json(field: &str, text: &str, limits: &Limits) -> Result<(), StrategyFault> {
     if text.len() > limits.result_bytes {
         return garbage(format!(
             "`{field}` has {} bytes, at most {} are allowed",
@@ -138,5 +139,8 @@ fn json(field: &str, text: &str, limits: &Limits) -> Result<serde_json::Value, S
             limits.result_bytes
         ));
     }
-    serde_json::from_str(text).or_else(|error| garbage(format!("`{field}` is not JSON: {error}")))
+    match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        Ok(_) => Ok(()),
+        Err(error) => garbage(format!("`{field}` is not JSON: {error}")),
+    }
 }
