@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use crate::call::{AttemptKind, CallId, Degraded, Ending};
+use crate::call::{AttemptKind, CallId, Degraded, Ending, Level, Trouble};
 use crate::failure::Failure;
+use crate::metrics::Meter;
 use crate::strategy::ActionKind;
 
 /// Something the host did or saw.
@@ -120,20 +121,32 @@ pub enum EventKind {
     /// A call that had trouble was answered.
     CallSaved {
         call: CallId,
+        group: Arc<str>,
+        operation: Arc<str>,
+        level: Level,
         served_by: Option<Arc<str>>,
         degraded: Option<Degraded>,
         attempts: u32,
         #[serde(rename = "duration_ms", serialize_with = "crate::call::as_millis")]
         duration: Duration,
+        /// Every failed attempt, every strategy asked: the call's explanation.
+        #[serde(rename = "explanation")]
+        trouble: Arc<Trouble>,
     },
     /// A call ended without an answer.
     CallFailed {
         call: CallId,
+        group: Arc<str>,
+        operation: Arc<str>,
+        level: Level,
         ending: Ending,
         kind: crate::Kind,
         attempts: u32,
         #[serde(rename = "duration_ms", serialize_with = "crate::call::as_millis")]
         duration: Duration,
+        /// Every failed attempt, every strategy asked: the call's explanation.
+        #[serde(rename = "explanation")]
+        trouble: Arc<Trouble>,
     },
     /// A target's circuit opened: live traffic leaves it alone.
     CircuitOpened {
@@ -188,31 +201,41 @@ pub enum EventKind {
 
 /// Where events go out.
 #[derive(Debug)]
-pub struct Events(broadcast::Sender<Arc<Event>>);
+pub struct Events {
+    subscribers: broadcast::Sender<Arc<Event>>,
+    meter: Meter,
+}
 
 impl Events {
     /// How many events a subscriber may fall behind before it loses the oldest.
     pub const CAPACITY: usize = 4096;
 
-    /// A subscription to everything from now on.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.0.subscribe()
-    }
-
-    /// Tells the subscribers. Without any, nothing is built.
-    pub(crate) fn emit(&self, at: impl FnOnce() -> SystemTime, what: impl FnOnce() -> EventKind) {
-        if self.0.receiver_count() > 0 {
-            // It fails only if the last subscriber has just left.
-            let _ = self.0.send(Arc::new(Event {
-                at: at(),
-                what: what(),
-            }));
+    /// Nobody is told yet; what happens is counted by `meter`.
+    pub(crate) fn new(meter: Meter) -> Self {
+        Self {
+            subscribers: broadcast::Sender::new(Self::CAPACITY),
+            meter,
         }
     }
-}
 
-impl Default for Events {
-    fn default() -> Self {
-        Self(broadcast::Sender::new(Self::CAPACITY))
+    /// A subscription to everything from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.subscribers.subscribe()
+    }
+
+    /// Counts what happened and tells the subscribers. Where neither is wanted, nothing is built.
+    pub(crate) fn emit(&self, at: impl FnOnce() -> SystemTime, what: impl FnOnce() -> EventKind) {
+        let told = self.subscribers.receiver_count() > 0;
+        if !told && !self.meter.on {
+            return;
+        }
+        let what = what();
+        if self.meter.on {
+            self.meter.observe(&what);
+        }
+        if told {
+            // It fails only if the last subscriber has just left.
+            let _ = self.subscribers.send(Arc::new(Event { at: at(), what }));
+        }
     }
 }

@@ -4,6 +4,7 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod admin;
 mod catalog;
 pub mod envelope;
 mod exchange;

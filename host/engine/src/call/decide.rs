@@ -35,8 +35,11 @@ impl<X: Exchange> Recovery<'_, X> {
             if !strategy.is_interested(situation) {
                 continue;
             }
-            let decision = match timeout_at(self.timing.deadline, strategy.decide(situation)).await
-            {
+            let asked = Instant::now();
+            let decided = timeout_at(self.timing.deadline, strategy.decide(situation)).await;
+            let meter = self.engine.shared.meter;
+            meter.decided(strategy.name(), asked.elapsed());
+            let decision = match decided {
                 Ok(Ok(Some(decision))) if decision.action != Action::Decline => decision,
                 Ok(Ok(_)) => {
                     self.step(strategy, Verdict::Declined);

@@ -122,6 +122,8 @@ impl Engine {
             other: None,
         } = first
         {
+            let meter = shared.meter;
+            meter.call_answered(&by.target, facts.level, started.elapsed());
             return Ok(Outcome {
                 answer,
                 id: facts.id,
@@ -172,6 +174,7 @@ impl Engine {
             Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
                 (None, Ok(mut answer)) => {
                     exchange.settle(&mut answer, permit, took);
+                    self.shared.meter.attempt_answered(attempt);
                     return Tried::Good { answer };
                 }
                 (Some(mut failure), raw) => {
