@@ -15,6 +15,9 @@ use backstop::{Failure, Kind};
 use backstop_tests::engines::{RUNTIME, services, start_in};
 use backstop_tests::script::{Request, Script, bad, good};
 
+/// Both look at the memory of the whole process.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
@@ -115,6 +118,7 @@ fn file(chance: &mut Chance, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_lies_in_a_file_loading_it_ends_with_a_strategy_or_a_reason() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let mut chance = Chance::new(1);
     let mut seeds: Vec<_> = corpus::faulting()
         .into_iter()
@@ -152,6 +156,7 @@ async fn whatever_lies_in_a_file_loading_it_ends_with_a_strategy_or_a_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let home = tempfile::tempdir().unwrap();
     let text = format!(
         "{}[[strategy]]\nplugin = \"service-failover\"\nconfig = {{ kinds = [\"Hostile\"] }}\n",

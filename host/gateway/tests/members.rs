@@ -383,9 +383,11 @@ async fn other_targets_are_asked_in_the_way_that_says_most() {
     let config = Config::parse(&text, std::path::Path::new("t.toml"), &|_| None).config;
     let model = ModelSpec::from_config(&config.models[0], &|_| None).unwrap();
     let gateway = gateway(Vec::new());
-    let gateway = gateway.with_models(vec![model], config.completion).unwrap();
+    let gateway = gateway
+        .with_models(vec![model], config.completion.clone())
+        .unwrap();
     let registry = gateway.engine().registry();
-    registry.register(config.models[0].target(true)).unwrap();
+    registry.register(config.models[0].target(&config)).unwrap();
     let given = TargetSpec::model("given", "models").url(format!("{base}/v1"));
     registry
         .register(given.health_url(format!("{base}/live")))

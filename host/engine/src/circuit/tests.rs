@@ -181,6 +181,8 @@ fn a_result_from_before_a_change_of_state_changes_nothing() {
         assert_eq!(bench.settle(late, Some(Verdict::Ill)), None);
     }
     assert_eq!(bench.circuit.state(), CircuitState::Closed);
+    // Nor have they been counted.
+    assert_eq!(bench.call(Verdict::Ill), None);
 }
 
 #[test]

@@ -239,10 +239,10 @@ impl Config {
             return Self::default();
         }
         let mut r = Reader::new(cx, root.get_ref(), String::new(), 0);
-        let mut targets = Taken::default();
+        let (mut targets, all) = (Taken::default(), Circuit::default());
         let config = Self {
-            services: r.entries("service", |r| Service::read(r, &mut targets)),
-            models: r.entries("model", |r| Model::read(r, &mut targets)),
+            services: r.entries("service", |r| Service::read(r, &mut targets, &all)),
+            models: r.entries("model", |r| Model::read(r, &mut targets, &all)),
             ..Self::default()
         };
         if !r.has("service") && !r.has("model") {

@@ -7,7 +7,9 @@ use tokio::time::sleep;
 
 use super::resolver::{Address, Host, ResolveError, Resolver};
 use super::{Page, Targets};
-use crate::config::{Dns, Expanded, Record, Scheme, Service, TargetLimits, Transport};
+use crate::config::{
+    Dns, Expanded, Record, Scheme, Service, TargetLimits, TargetPolicies, Transport,
+};
 use crate::random::{Random, below};
 
 /// The shortest time an answer is used, whatever its time to live.
@@ -120,7 +122,9 @@ fn service(
         // RFC 2782: a weight of 0 is a small one.
         weight: u32::from(weight.max(1)),
         trusted: dns.trusted,
+        ambiguous_statuses: Vec::new(),
         limits: TargetLimits::default(),
+        policies: TargetPolicies::default(),
     }
 }
 

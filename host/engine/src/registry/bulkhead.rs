@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::failure::{Failure, Origin};
@@ -101,7 +101,11 @@ impl Bulkhead {
     ) -> Result<Option<Place>, Failure> {
         let place = match &self.concurrency {
             None => None,
-            Some(concurrency) => Some(concurrency.enter(target, until).await?),
+            Some(concurrency) => Some(match concurrency.try_enter() {
+                Some(place) => place,
+                // Apart, so that calls that need not wait do not carry the wait's state.
+                None => Box::pin(concurrency.wait(target, until)).await?,
+            }),
         };
         if let Some(rate) = &self.rate {
             // Last, so that a request that finds no place does not use the target's rate up.
@@ -113,13 +117,12 @@ impl Bulkhead {
 }
 
 impl Concurrency {
-    async fn enter(&self, target: &str, until: Instant) -> Result<Place, Failure> {
-        let place = |permit| Place { _permit: permit };
-        match self.places.clone().try_acquire_owned() {
-            Ok(permit) => return Ok(place(permit)),
-            // It is never closed.
-            Err(TryAcquireError::Closed | TryAcquireError::NoPermits) => {}
-        }
+    fn try_enter(&self) -> Option<Place> {
+        let permit = self.places.clone().try_acquire_owned().ok()?;
+        Some(Place { _permit: permit })
+    }
+
+    async fn wait(&self, target: &str, until: Instant) -> Result<Place, Failure> {
         let max = self.limit.max;
         let Some(_waiting) = Waiting::begin(&self.waiting, self.limit.queue) else {
             return Err(overloaded(match self.limit.queue {
@@ -130,7 +133,8 @@ impl Concurrency {
             }));
         };
         match timeout_at(until, self.places.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(place(permit)),
+            Ok(Ok(permit)) => Ok(Place { _permit: permit }),
+            // It is never closed.
             Ok(Err(_)) | Err(_) => Err(overloaded(format!(
                 "{target} is busy with {max} requests, all it is given at once, and no place became free in time"
             ))),

@@ -196,7 +196,9 @@ impl Pool {
         let suited = (0u32..)
             .zip(&self.targets)
             .filter(|(_, target)| !request.unsuited.contains(&target.name));
-        let mut standings = suited.clone().map(|(_, target)| target.standing(moment.now));
+        let mut standings = suited
+            .clone()
+            .map(|(_, target)| target.standing(moment.now));
         if standings.any(|standing| standing.admitted) {
             return None;
         }

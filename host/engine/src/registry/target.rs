@@ -524,8 +524,7 @@ impl Permit {
     /// allows the next.
     pub async fn enter(&mut self, until: Instant) -> Result<(), Failure> {
         if let Some(bulkhead) = &self.target.bulkhead {
-            // Apart, so that calls of targets without limits do not carry the wait's state.
-            self.place = Box::pin(bulkhead.enter(&self.target.name, until)).await?;
+            self.place = bulkhead.enter(&self.target.name, until).await?;
         }
         Ok(())
     }

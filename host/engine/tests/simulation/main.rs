@@ -17,6 +17,7 @@ mod hostile;
 mod settings;
 mod world;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -177,11 +178,16 @@ fn simulate(seed: u64) -> Result<(), String> {
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(run(seed)).map_err(|broken| {
-        format!(
-            "{broken}\nto repeat: BACKSTOP_SIM_SEED={seed} cargo test --workspace --all-features --test simulation"
-        )
-    })
+    // A panic of the engine is a broken promise as well, and has to be repeated like one.
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(seed))));
+    let broken = match ended {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(broken)) => broken,
+        Err(_) => "the engine or the simulator panicked; it is told above".to_owned(),
+    };
+    Err(format!(
+        "{broken}\nto repeat: BACKSTOP_SIM_SEED={seed} cargo test --workspace --all-features --test simulation"
+    ))
 }
 
 #[test]

@@ -141,7 +141,10 @@ impl Catalog {
             return Vec::new();
         }
         let known = self.known();
-        let members = known.members.iter().filter(|member| *member.group == *group);
+        let members = known
+            .members
+            .iter()
+            .filter(|member| *member.group == *group);
         let doubted = members.filter(|member| known.doubted.contains(&member.name));
         doubted.map(|member| member.name.clone()).collect()
     }

@@ -82,7 +82,10 @@ impl Cache {
     }
 
     fn tag(&self, component: &Digest, code: &[u8]) -> [u8; TAG_BYTES] {
-        hmac(&self.key, &[FORM, &self.compiler, component.as_bytes(), code])
+        hmac(
+            &self.key,
+            &[FORM, &self.compiler, component.as_bytes(), code],
+        )
     }
 
     /// The compiled component, if there is an entry of ours.

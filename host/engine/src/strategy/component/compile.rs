@@ -79,11 +79,7 @@ impl Compiler {
     }
 
     /// The code of a component. Blocks, for seconds where it must be compiled.
-    pub(super) fn code(
-        &self,
-        fingerprint: &Digest,
-        bytes: &[u8],
-    ) -> wasmtime::Result<Arc<Code>> {
+    pub(super) fn code(&self, fingerprint: &Digest, bytes: &[u8]) -> wasmtime::Result<Arc<Code>> {
         let place = self.place(fingerprint);
         let mut code = lock(&place);
         if let Some(code) = code.upgrade() {

@@ -4,6 +4,7 @@
 use serde_json::Value;
 use wasmparser::{Encoding, Parser, Payload};
 
+use super::MAX_REASON;
 use super::bindings::backstop::strategy::types;
 use super::bindings::{PACKAGE, POLICY};
 use super::contract::Contract;
@@ -127,7 +128,11 @@ impl Manifest {
         }
         let damaged = |error: wasmparser::BinaryReaderError| LoadError::Damaged {
             plugin: name(),
-            reason: format!("{} at byte {}", error.message(), error.offset()),
+            reason: format!(
+                "{} at byte {}",
+                printable(error.message(), MAX_REASON),
+                error.offset()
+            ),
         };
         let (mut imports, mut exports, mut parts) = (Vec::new(), Vec::new(), Parts::default());
         for payload in Parser::new(0).parse_all(bytes) {

@@ -108,11 +108,10 @@ fn rust(project: &Path) -> anyhow::Result<PathBuf> {
                 .into_iter()
                 .filter_map(|file| file.as_str().map(PathBuf::from))
         })
-        .filter(|file| {
+        .rfind(|file| {
             file.extension()
                 .is_some_and(|extension| extension == "wasm")
         })
-        .last()
         .context(
             "cargo made no component: write crate-type = [\"cdylib\"] under [lib] in Cargo.toml",
         )?;

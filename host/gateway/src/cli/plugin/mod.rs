@@ -185,7 +185,6 @@ impl Component {
             grants: Grants {
                 folder: self.folder.clone(),
                 state: self.state,
-                ..Grants::default()
             },
             ..StrategyOptions::default()
         })
