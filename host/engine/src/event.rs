@@ -10,8 +10,8 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::call::{AttemptKind, CallId, Degraded, Ending, Level, Trouble};
+use crate::circuit::OpenCause;
 use crate::failure::Failure;
-use crate::metrics::Meter;
 use crate::strategy::ActionKind;
 
 /// Something the host did or saw.
@@ -148,9 +148,14 @@ pub enum EventKind {
         #[serde(rename = "explanation")]
         trouble: Arc<Trouble>,
     },
+    /// A strategy is left out until an operator lets it back.
+    StrategyDisabled { strategy: Arc<str> },
+    /// A strategy that was left out by an operator takes part again.
+    StrategyEnabled { strategy: Arc<str> },
     /// A target's circuit opened: live traffic leaves it alone.
     CircuitOpened {
         target: Arc<str>,
+        cause: OpenCause,
         #[serde(rename = "open_for_ms", serialize_with = "crate::call::as_millis")]
         open_for: Duration,
     },
@@ -162,6 +167,10 @@ pub enum EventKind {
     TargetUp { target: Arc<str> },
     /// The health checks call a target ill.
     TargetDown { target: Arc<str> },
+    /// An operator holds a target: what is under way at it finishes, nothing new begins.
+    TargetHeld { target: Arc<str> },
+    /// A target that was held by an operator takes requests again.
+    TargetReleased { target: Arc<str> },
     /// A target was registered.
     TargetAdded { target: Arc<str>, group: Arc<str> },
     /// A target was taken out: what is under way at it finishes, nothing new begins.
@@ -199,43 +208,70 @@ pub enum EventKind {
     ConfigRejected { source: String, reason: String },
 }
 
+impl EventKind {
+    /// Its name, as the JSON form writes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::RetryScheduled { .. } => "retry_scheduled",
+            Self::HedgeSent { .. } => "hedge_sent",
+            Self::FallbackTaken { .. } => "fallback_taken",
+            Self::ActionRefused { .. } => "action_refused",
+            Self::StrategyFaulted { .. } => "strategy_faulted",
+            Self::StrategyQuarantined { .. } => "strategy_quarantined",
+            Self::StrategyLoaded { .. } => "strategy_loaded",
+            Self::StrategyReloaded { .. } => "strategy_reloaded",
+            Self::StrategyRemoved { .. } => "strategy_removed",
+            Self::StrategyRejected { .. } => "strategy_rejected",
+            Self::StrategyDisabled { .. } => "strategy_disabled",
+            Self::StrategyEnabled { .. } => "strategy_enabled",
+            Self::CallSaved { .. } => "call_saved",
+            Self::CallFailed { .. } => "call_failed",
+            Self::CircuitOpened { .. } => "circuit_opened",
+            Self::CircuitHalfOpened { .. } => "circuit_half_opened",
+            Self::CircuitClosed { .. } => "circuit_closed",
+            Self::TargetUp { .. } => "target_up",
+            Self::TargetDown { .. } => "target_down",
+            Self::TargetHeld { .. } => "target_held",
+            Self::TargetReleased { .. } => "target_released",
+            Self::TargetAdded { .. } => "target_added",
+            Self::TargetRemoved { .. } => "target_removed",
+            Self::TargetCrashing { .. } => "target_crashing",
+            Self::ToolDiffers { .. } => "tool_differs",
+            Self::Recovered { .. } => "recovered",
+            Self::ConfigApplied { .. } => "config_applied",
+            Self::ConfigRejected { .. } => "config_rejected",
+        }
+    }
+}
+
 /// Where events go out.
 #[derive(Debug)]
-pub struct Events {
-    subscribers: broadcast::Sender<Arc<Event>>,
-    meter: Meter,
-}
+pub struct Events(broadcast::Sender<Arc<Event>>);
 
 impl Events {
     /// How many events a subscriber may fall behind before it loses the oldest.
     pub const CAPACITY: usize = 4096;
 
-    /// Nobody is told yet; what happens is counted by `meter`.
-    pub(crate) fn new(meter: Meter) -> Self {
-        Self {
-            subscribers: broadcast::Sender::new(Self::CAPACITY),
-            meter,
-        }
-    }
-
     /// A subscription to everything from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
-        self.subscribers.subscribe()
+        self.0.subscribe()
     }
 
-    /// Counts what happened and tells the subscribers. Where neither is wanted, nothing is built.
+    /// Tells the subscribers. Without any, nothing is built.
     pub(crate) fn emit(&self, at: impl FnOnce() -> SystemTime, what: impl FnOnce() -> EventKind) {
-        let told = self.subscribers.receiver_count() > 0;
-        if !told && !self.meter.on {
-            return;
-        }
-        let what = what();
-        if self.meter.on {
-            self.meter.observe(&what);
-        }
-        if told {
+        if self.0.receiver_count() > 0 {
             // It fails only if the last subscriber has just left.
-            let _ = self.subscribers.send(Arc::new(Event { at: at(), what }));
+            let _ = self.0.send(Arc::new(Event {
+                at: at(),
+                what: what(),
+            }));
         }
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(Self::CAPACITY))
     }
 }

@@ -3,7 +3,8 @@
 //! The engine speaks to the facade of the [`metrics`] crate, so an embedder exports them as the rest
 //! of its program's. They are off until [`EngineBuilder::metrics`](crate::EngineBuilder::metrics)
 //! switches them on. The names are not part of any convention (there is none for fallback); label
-//! values come from the configuration and from closed sets, never from a request.
+//! values come from the configuration and from closed sets, never from a request: a call of a group that
+//! has no target counts under the group `""`.
 //!
 //! | name | kind | unit | labels |
 //! |---|---|---|---|
@@ -11,11 +12,11 @@
 //! | `backstop.attempts` | counter | | `group`, `target`, `attempt_type` (original, retry, fallback, hedge), `outcome` (`ok` or the failure's kind) |
 //! | `backstop.fallbacks` | counter | | `level`, `strategy`, `from`, `to`, `kind` |
 //! | `backstop.actions.refused` | counter | | `strategy`, `action` |
-//! | `backstop.strategy.duration` | histogram | s | `strategy` |
+//! | `backstop.strategy.duration` | histogram | s | `strategy`, `phase` (`condition` where that said no; else `decision`) |
 //! | `backstop.strategy.faults` | counter | | `strategy`, `fault` |
 //! | `backstop.strategy.quarantines` | counter | | `strategy` |
 //! | `backstop.circuit.state` | gauge | | `group`, `target`: 0 closed, 1 half-open, 2 open |
-//! | `backstop.target.healthy` | gauge | | `group`, `target`: 1 or 0, what health checks say |
+//! | `backstop.target.healthy` | gauge | | `group`, `target`: 0 where health checks call it ill, else 1 |
 //! | `backstop.target.in_flight` | gauge | | `group`, `target` |
 //! | `backstop.budget.remaining` | gauge | | `group`: attempts the retry budget has left |
 //!
@@ -70,6 +71,14 @@ pub const NAMES: [&str; 11] = [
     BUDGET_REMAINING,
 ];
 
+/// Those of them that are gauges; the histograms' names end in `duration`, the others are counters.
+pub const GAUGES: [&str; 4] = [
+    CIRCUIT_STATE,
+    TARGET_HEALTHY,
+    TARGET_IN_FLIGHT,
+    BUDGET_REMAINING,
+];
+
 /// Upper bounds of the histograms' buckets, in seconds (OpenTelemetry, MCP semantic conventions).
 pub const DURATION_BUCKETS: [f64; 14] = [
     0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
@@ -88,10 +97,7 @@ pub fn describe() {
         FALLBACKS,
         "Times another target, operation or data took the place of what was asked"
     );
-    describe_counter!(
-        REFUSED,
-        "Actions strategies proposed and the guard refused"
-    );
+    describe_counter!(REFUSED, "Actions strategies proposed and the guard refused");
     describe_histogram!(
         STRATEGY_DURATION,
         Unit::Seconds,
@@ -106,12 +112,12 @@ pub fn describe() {
         CIRCUIT_STATE,
         "A target's circuit: 0 closed, 1 half-open, 2 open"
     );
-    describe_gauge!(TARGET_HEALTHY, "Whether health checks call a target healthy");
-    describe_gauge!(TARGET_IN_FLIGHT, "Requests under way at a target");
     describe_gauge!(
-        BUDGET_REMAINING,
-        "Attempts a group's retry budget has left"
+        TARGET_HEALTHY,
+        "Whether health checks call a target healthy"
     );
+    describe_gauge!(TARGET_IN_FLIGHT, "Requests under way at a target");
+    describe_gauge!(BUDGET_REMAINING, "Attempts a group's retry budget has left");
 }
 
 /// Where the engine counts; switched off, it does nothing.
@@ -141,17 +147,17 @@ impl Meter {
         if !self.on {
             return;
         }
-        let (index, kind) = match attempt.kind {
-            AttemptKind::Original => (0, "original"),
-            AttemptKind::Retry => (1, "retry"),
-            AttemptKind::Fallback => (2, "fallback"),
-            AttemptKind::Hedge => (3, "hedge"),
+        let index = match attempt.kind {
+            AttemptKind::Original => 0,
+            AttemptKind::Retry => 1,
+            AttemptKind::Fallback => 2,
+            AttemptKind::Hedge => 3,
         };
         let target = &attempt.target;
         target.meter().attempts[index]
             .get_or_init(|| {
                 counter!(ATTEMPTS, "group" => text(&target.spec.group), "target" => text(&target.name),
-                    "attempt_type" => kind, "outcome" => "ok")
+                    "attempt_type" => attempt.kind.as_str(), "outcome" => "ok")
             })
             .increment(1);
     }
@@ -177,14 +183,17 @@ impl Meter {
     }
 
     /// A strategy has decided, or failed to.
-    pub(crate) fn decided(self, strategy: &Arc<str>, took: Duration) {
+    pub(crate) fn decided(self, strategy: &Arc<str>, phase: &'static str, took: Duration) {
         if self.on {
-            histogram!(STRATEGY_DURATION, "strategy" => text(strategy)).record(took);
+            histogram!(STRATEGY_DURATION, "strategy" => text(strategy), "phase" => phase)
+                .record(took);
         }
     }
 
-    /// Something happened that is told to subscribers.
-    pub(crate) fn observe(self, what: &EventKind) {
+    /// Something happened that is told to subscribers. `is_group` says whether a name is one of a group
+    /// that has targets.
+    pub(crate) fn observe(self, what: &EventKind, is_group: impl Fn(&str) -> bool) {
+        let text_of = |group: &Arc<str>| or_none(is_group(group).then_some(group));
         match what {
             EventKind::AttemptFailed {
                 group,
@@ -193,14 +202,10 @@ impl Meter {
                 failure,
                 ..
             } => {
-                let kind = match attempt_type {
-                    AttemptKind::Original => "original",
-                    AttemptKind::Retry => "retry",
-                    AttemptKind::Fallback => "fallback",
-                    AttemptKind::Hedge => "hedge",
-                };
-                counter!(ATTEMPTS, "group" => text(group), "target" => or_none(target.as_ref()),
-                    "attempt_type" => kind, "outcome" => failure.kind.as_str().to_owned())
+                // Without a target nothing was attempted.
+                let Some(target) = target else { return };
+                counter!(ATTEMPTS, "group" => text(group), "target" => text(target),
+                    "attempt_type" => attempt_type.as_str(), "outcome" => failure.kind.as_str().to_owned())
                 .increment(1);
             }
             EventKind::FallbackTaken {
@@ -232,22 +237,26 @@ impl Meter {
                 duration,
                 ..
             } => {
-                let outcome = if degraded.is_some() { "degraded" } else { "saved" };
-                call_ended(group, *level, outcome, *duration);
+                let outcome = if degraded.is_some() {
+                    "degraded"
+                } else {
+                    "saved"
+                };
+                call_ended(text_of(group), *level, outcome, *duration);
             }
             EventKind::CallFailed {
                 group,
                 level,
                 duration,
                 ..
-            } => call_ended(group, *level, "failed", *duration),
+            } => call_ended(text_of(group), *level, "failed", *duration),
             _ => {}
         }
     }
 }
 
-fn call_ended(group: &Arc<str>, level: Level, outcome: &'static str, took: Duration) {
-    histogram!(CALL_DURATION, "group" => text(group), "level" => level.as_str(), "outcome" => outcome)
+fn call_ended(group: SharedString, level: Level, outcome: &'static str, took: Duration) {
+    histogram!(CALL_DURATION, "group" => group, "level" => level.as_str(), "outcome" => outcome)
         .record(took);
 }
 

@@ -7,12 +7,14 @@
 pub mod admin;
 mod catalog;
 pub mod envelope;
+pub mod event_log;
 mod exchange;
 mod front;
 mod gateway;
 pub mod model;
 mod probe;
 mod router;
+pub mod telemetry;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};

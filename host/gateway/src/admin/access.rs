@@ -1,25 +1,27 @@
 //! Who may use the administration endpoint.
 //!
-//! On a loopback address everybody on the machine may look, and, unless a token is asked for, steer.
-//! Anywhere else there is no endpoint without a token. A web page must not be able to make a browser
-//! do either: requests addressed to a name that is not this machine's are refused (DNS rebinding), and
-//! so are requests of a foreign origin (cross-site requests).
+//! On a loopback address everybody on the machine may look and, unless a token is asked for, steer.
+//! Anywhere else there is no endpoint without a token. A web page must not be able to make a browser do
+//! either: requests addressed to a name that is not this machine's are refused (DNS rebinding), and so
+//! are those of a foreign origin (cross-site requests). No cookie counts for anything, and what changes
+//! something must be sent as JSON, which no page can send to another site without asking it first.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use sha2::{Digest as _, Sha256};
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use super::refusal;
+use crate::front::http::{host_name, is_loopback};
 
 /// Whom the endpoint answers.
 pub(super) struct Access {
     /// The digest of the token, where one is asked for.
     token: Option<[u8; 32]>,
-    /// The names a request may be addressed to, beside those of this machine.
-    listens_on: IpAddr,
 }
 
 /// The endpoint would be open to the network.
@@ -36,45 +38,34 @@ impl Access {
         }
         Ok(Self {
             token: token.map(|token| Sha256::digest(token).into()),
-            listens_on: listen.ip(),
         })
     }
 
     fn check(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+        let host = text(header::HOST).unwrap_or_default();
         // Who holds the token has not been sent by a browser that was lured here.
-        if self.token.is_none() {
-            let host = text(header::HOST).unwrap_or_default();
-            if !self.is_ours(host) {
-                return Err((StatusCode::FORBIDDEN, "this host name is not allowed"));
-            }
+        if self.token.is_none() && !is_loopback(host_name(host)) {
+            return Err((StatusCode::FORBIDDEN, "this host name is not allowed"));
         }
-        if let Some(origin) = text(header::ORIGIN) {
-            let host = text(header::HOST).unwrap_or_default();
-            let same = origin
-                .split_once("://")
-                .is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(host));
-            if !same {
-                return Err((StatusCode::FORBIDDEN, "this origin is not allowed"));
-            }
+        let is_own = |origin: &str| {
+            let authority = origin.split_once("://").map(|(_, rest)| rest);
+            authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
+        };
+        let is_foreign = text(header::ORIGIN).is_some_and(|origin| !is_own(origin))
+            || text(SEC_FETCH_SITE).is_some_and(|site| !matches!(site, "same-origin" | "none"));
+        if is_foreign {
+            return Err((StatusCode::FORBIDDEN, "this origin is not allowed"));
         }
         if self.token.is_some_and(|token| !bears(headers, token)) {
             return Err((StatusCode::UNAUTHORIZED, "a bearer token is needed"));
         }
         Ok(())
     }
-
-    fn is_ours(&self, host: &str) -> bool {
-        let name = match host.strip_prefix('[') {
-            Some(v6) => v6.split(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
-        };
-        name.eq_ignore_ascii_case("localhost")
-            || name
-                .parse::<IpAddr>()
-                .is_ok_and(|address| address.is_loopback() || address == self.listens_on)
-    }
 }
+
+/// What a browser says of where a request comes from (Fetch Metadata).
+const SEC_FETCH_SITE: header::HeaderName = header::HeaderName::from_static("sec-fetch-site");
 
 /// Compared by digest, so that the time it takes says nothing of the token.
 fn bears(headers: &HeaderMap, token: [u8; 32]) -> bool {
@@ -94,13 +85,16 @@ pub(super) async fn guard(
 ) -> Response {
     match access.check(request.headers()) {
         Ok(()) => next.run(request).await,
-        Err((StatusCode::UNAUTHORIZED, reason)) => (
-            StatusCode::UNAUTHORIZED,
-            [(header::WWW_AUTHENTICATE, "Bearer")],
-            reason,
-        )
-            .into_response(),
-        Err(refusal) => refusal.into_response(),
+        Err((status, reason)) => {
+            let mut response = refusal(status, reason);
+            if status == StatusCode::UNAUTHORIZED {
+                let challenge = HeaderValue::from_static("Bearer");
+                response
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            response
+        }
     }
 }
 
@@ -131,7 +125,10 @@ mod tests {
     #[test]
     fn a_name_that_is_not_this_machines_is_refused() {
         for host in ["localhost:8809", "127.0.0.1:8809", "[::1]:8809"] {
-            assert!(local(None).check(&headers(&[("host", host)])).is_ok(), "{host}");
+            assert!(
+                local(None).check(&headers(&[("host", host)])).is_ok(),
+                "{host}"
+            );
         }
         for host in ["evil.example:8809", "", "192.168.0.7"] {
             let refused = local(None).check(&headers(&[("host", host)]));
@@ -141,12 +138,20 @@ mod tests {
 
     #[test]
     fn a_page_from_elsewhere_is_refused() {
-        let own = [("host", "localhost:8809"), ("origin", "http://localhost:8809")];
+        let own = [
+            ("host", "localhost:8809"),
+            ("origin", "http://localhost:8809"),
+        ];
         assert!(local(None).check(&headers(&own)).is_ok());
         for origin in ["https://evil.example", "null", "http://localhost:1"] {
             let foreign = headers(&[("host", "localhost:8809"), ("origin", origin)]);
             let refused = local(None).check(&foreign);
             assert_eq!(refused.unwrap_err().0, StatusCode::FORBIDDEN, "{origin}");
+        }
+        // Where the browser names no origin, as for a picture, it names the relation.
+        for (site, let_in) in [("same-origin", true), ("none", true), ("cross-site", false)] {
+            let fetched = headers(&[("host", "localhost:8809"), ("sec-fetch-site", site)]);
+            assert_eq!(local(None).check(&fetched).is_ok(), let_in, "{site}");
         }
     }
 

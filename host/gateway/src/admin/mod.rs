@@ -1,97 +1,74 @@
-//! The administration endpoint: how everything stands, what happened, and why.
+//! The administration endpoint: how everything stands, what happened, and why; and what an operator may
+//! do about it.
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /` | the status page, to anybody: it holds nothing and asks for what it shows |
+//! | `GET /` | the live page, to anybody: it holds nothing and asks for what it shows |
 //! | `GET /healthz` | `ok`, to anybody: the process is alive |
 //! | `GET /metrics` | every metric, in Prometheus' text format |
-//! | `GET /api/status` | groups, targets, strategies, counts, as JSON |
-//! | `GET /api/events` | every event as it happens, as server-sent events |
-//! | `GET /api/calls` | the latest calls that had trouble, newest first (`?limit=`, at most 1000, 100 without) |
+//! | `GET /api/openapi.json` | this table for programs |
+//! | `GET /api/status` | what is wrong, groups, targets, strategies, counts ([`Status`]) |
+//! | `GET /api/events` | every event as it happens, as server-sent events (`?only=call_saved,call_failed`: only these) |
+//! | `GET /api/changes` | the latest changes of targets, strategies and configuration, newest first (`?limit=`) |
+//! | `GET /api/calls` | the latest calls that had trouble, newest first (`?limit=`, 100 without) |
 //! | `GET /api/calls/{id}` | one of them: every attempt, every strategy asked, every action refused |
+//! | `POST /api/targets/{name}/drain` | nothing new begins there until it is restored |
+//! | `POST /api/targets/{name}/eject` | its circuit opens, for `{"for_ms": …}`, a minute without |
+//! | `POST /api/targets/{name}/restore` | it is used again: held no more, circuit closed, health forgotten |
+//! | `POST /api/strategies/{name}/disable` | it is not asked until it is enabled |
+//! | `POST /api/strategies/{name}/enable` | it is asked again |
+//!
+//! What goes wrong is told as `{"error": "…"}`. Who may do what is said in [`access`].
 
-mod access;
-mod calls;
-mod status;
+pub mod access;
+mod history;
+mod problems;
+mod recorder;
+pub mod status;
+mod steer;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
-use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router, middleware};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
+use axum::{Router, middleware};
 use backstop::Engine;
-use backstop::event::Event;
-use backstop::metrics::{DURATION_BUCKETS, describe};
-use futures_util::stream::{self, Stream};
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use access::OpenToNetwork;
-use access::{Access, guard};
-use calls::Calls;
-use status::Status;
+use access::{Access, OpenToNetwork, guard};
+use history::History;
+pub use recorder::{Metrics, MetricsError};
+pub use status::Status;
+use stream::Wanted;
 
 /// How often what was recorded is folded into the buckets, which bounds the memory it takes.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// Why there is no administration endpoint.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdminError {
-    /// It would be open to the network.
-    #[error(transparent)]
-    Open(#[from] OpenToNetwork),
-    /// The metrics cannot be recorded.
-    #[error("metrics cannot be recorded")]
-    Metrics(#[from] BuildError),
-    /// The listener failed.
-    #[error("the administration endpoint ended")]
-    Listener(#[from] std::io::Error),
-}
-
-/// What records the metrics of this process.
-///
-/// Installed once, before the engine's first call; what is counted before is lost.
-#[derive(Clone)]
-pub struct Metrics(PrometheusHandle);
-
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Metrics")
-    }
-}
-
-impl Metrics {
-    /// Installs the recorder of the process.
-    ///
-    /// # Errors
-    /// [`AdminError::Metrics`] if the process has one already.
-    pub fn install() -> Result<Self, AdminError> {
-        let handle = PrometheusBuilder::new()
-            .set_buckets(&DURATION_BUCKETS)?
-            .set_enable_unit_suffix(true)
-            .install_recorder()?;
-        describe();
-        Ok(Self(handle))
-    }
-}
+/// The largest body of a request.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Listeners to events at the same time. Each costs a copy of every event.
+const MAX_LISTENERS: usize = 64;
 
 /// The administration endpoint of one engine.
 #[derive(Clone)]
 pub struct Admin {
     engine: Engine,
     metrics: Metrics,
-    calls: Arc<Calls>,
+    history: Arc<History>,
     access: Arc<Access>,
+    listeners: Arc<Semaphore>,
+    shutdown: CancellationToken,
     started: Instant,
 }
 
@@ -103,10 +80,10 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     /// An endpoint for an engine, which is listened to from now on. `listen` is where it will be
-    /// served.
+    /// served, `token` what callers must send as `Authorization: Bearer TOKEN`.
     ///
     /// # Errors
-    /// [`AdminError::Open`] if there is no token and other machines can reach the address.
+    /// [`OpenToNetwork`] if there is no token and other machines can reach the address.
     ///
     /// # Panics
     /// Outside a Tokio runtime, as [`tokio::spawn`] does.
@@ -115,54 +92,83 @@ impl Admin {
         metrics: Metrics,
         listen: SocketAddr,
         token: Option<&str>,
-    ) -> Result<Self, AdminError> {
+    ) -> Result<Self, OpenToNetwork> {
         Ok(Self {
+            access: Arc::new(Access::new(listen, token)?),
             engine: engine.clone(),
             metrics,
-            calls: Calls::listen(engine),
-            access: Arc::new(Access::new(listen, token)?),
+            history: History::listen(engine),
+            listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
+            shutdown: CancellationToken::new(),
             started: Instant::now(),
         })
     }
 
-    /// Serves it until `shutdown`.
+    /// Serves it until `shutdown`; streams of events end with it.
     ///
     /// # Errors
-    /// [`AdminError::Listener`] if the listener fails.
+    /// If the listener fails.
     pub async fn serve(
-        self,
+        mut self,
         listener: TcpListener,
         shutdown: CancellationToken,
-    ) -> Result<(), AdminError> {
-        let upkeep = self.metrics.clone();
-        let until = shutdown.clone();
-        tokio::spawn(until.run_until_cancelled_owned(async move {
+    ) -> std::io::Result<()> {
+        self.shutdown = shutdown.clone();
+        let metrics = self.metrics.clone();
+        let upkeep = async move {
             loop {
                 tokio::time::sleep(UPKEEP).await;
-                upkeep.0.run_upkeep();
+                metrics.fold();
             }
-        }));
+        };
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(upkeep));
+        let listener = listener.tap_io(|stream| {
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY");
+            }
+        });
+        axum::serve(listener, self.routes())
+            .with_graceful_shutdown(shutdown.cancelled_owned())
+            .await
+    }
+
+    fn routes(self) -> Router {
         let access = self.access.clone();
-        let open_streams = shutdown.clone();
-        let app = Router::new()
+        Router::new()
             .route("/metrics", get(metrics))
+            .route("/api/openapi.json", get(openapi))
             .route("/api/status", get(status))
-            .route(
-                "/api/events",
-                get(move |state| events(state, open_streams.clone())),
-            )
-            .route("/api/calls", get(latest))
+            .route("/api/events", get(events))
+            .route("/api/changes", get(changes))
+            .route("/api/calls", get(calls))
             .route("/api/calls/{id}", get(explain))
+            .route("/api/targets/{name}/{action}", post(steer::target))
+            .route("/api/strategies/{name}/{action}", post(steer::strategy))
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .route_layer(middleware::from_fn_with_state(access, guard))
-            // The page holds nothing; what it shows it asks for, with the token its reader types.
             .route("/", get(page))
             .route("/healthz", get(|| async { "ok" }))
-            .with_state(self);
-        axum::serve(listener, app)
-            .with_graceful_shutdown(shutdown.cancelled_owned())
-            .await?;
-        Ok(())
+            .with_state(self)
     }
+}
+
+/// An answer in JSON.
+fn say(status: StatusCode, what: &impl Serialize) -> Response {
+    match serde_json::to_vec(what) {
+        Ok(text) => {
+            let headers = [
+                (header::CONTENT_TYPE, "application/json"),
+                (header::CACHE_CONTROL, "no-store"),
+            ];
+            (status, headers, text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// What went wrong, in JSON.
+fn refusal(status: StatusCode, reason: &str) -> Response {
+    say(status, &json!({ "error": reason }))
 }
 
 async fn page() -> Response {
@@ -173,8 +179,15 @@ async fn page() -> Response {
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
         ),
         (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     (headers, Html(include_str!("page.html"))).into_response()
+}
+
+async fn openapi() -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, include_str!("openapi.json")).into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -183,58 +196,74 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (headers, admin.metrics.0.render()).into_response()
+    (headers, admin.metrics.render()).into_response()
 }
 
-async fn status(State(admin): State<Admin>) -> Json<Status> {
-    Json(Status::of(
-        &admin.engine,
-        admin.started,
-        admin.calls.totals(),
-    ))
+async fn status(State(admin): State<Admin>) -> Response {
+    let status = Status::of(&admin.engine, &admin.history, admin.started);
+    say(StatusCode::OK, &status)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Only {
+    only: Option<String>,
 }
 
 async fn events(
     State(admin): State<Admin>,
-    shutdown: CancellationToken,
-) -> Sse<impl Stream<Item = Result<sse::Event, axum::Error>>> {
-    let events = stream::unfold(
-        (admin.engine.subscribe(), shutdown),
-        |(mut events, shutdown)| async move {
-            let event = shutdown.run_until_cancelled(events.recv()).await?;
-            let event = match event {
-                Ok(event) => sse::Event::default().json_data(&*event),
-                Err(RecvError::Lagged(missed)) => sse::Event::default()
-                    .json_data(serde_json::json!({ "event": "events_missed", "count": missed })),
-                Err(RecvError::Closed) => return None,
-            };
-            Some((event, (events, shutdown)))
-        },
-    );
-    Sse::new(events).keep_alive(KeepAlive::default())
+    query: Result<Query<Only>, QueryRejection>,
+) -> Response {
+    let wanted = match query {
+        Ok(Query(query)) => Wanted::of(query.only.as_deref()),
+        Err(error) => return refusal(error.status(), &error.body_text()),
+    };
+    let Ok(place) = admin.listeners.clone().try_acquire_owned() else {
+        let reason = format!("{MAX_LISTENERS} listen already; end one of them");
+        return refusal(StatusCode::TOO_MANY_REQUESTS, &reason);
+    };
+    stream::respond(admin.engine.subscribe(), wanted, place, admin.shutdown)
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Latest {
     limit: Option<usize>,
 }
 
-async fn latest(State(admin): State<Admin>, Query(query): Query<Latest>) -> Json<Vec<Arc<Event>>> {
-    Json(admin.calls.latest(query.limit.unwrap_or(100)))
+fn limit(query: Result<Query<Latest>, QueryRejection>) -> Result<usize, QueryRejection> {
+    query.map(|Query(query)| query.limit.unwrap_or(100))
+}
+
+async fn calls(
+    State(admin): State<Admin>,
+    query: Result<Query<Latest>, QueryRejection>,
+) -> Response {
+    match limit(query) {
+        Ok(limit) => say(StatusCode::OK, &admin.history.calls(limit)),
+        Err(error) => refusal(error.status(), &error.body_text()),
+    }
+}
+
+async fn changes(
+    State(admin): State<Admin>,
+    query: Result<Query<Latest>, QueryRejection>,
+) -> Response {
+    match limit(query) {
+        Ok(limit) => say(StatusCode::OK, &admin.history.changes(limit)),
+        Err(error) => refusal(error.status(), &error.body_text()),
+    }
 }
 
 async fn explain(State(admin): State<Admin>, Path(id): Path<String>) -> Response {
-    match admin.calls.find(&id) {
-        Some(event) => Json(event).into_response(),
+    match admin.history.find(&id) {
+        Some(event) => say(StatusCode::OK, &event),
         None => {
             let reason = format!(
-                "no call {id} is remembered: it was answered at once, is still under way, or is longer ago than the last 1000 calls that had trouble"
+                "no call {id} is remembered: it was answered at once, is still under way, or is longer ago than the last {} calls that had trouble",
+                history::CALLS
             );
-            (
-                StatusCode::NOT_FOUND,
-                Json(serde_json::json!({ "error": reason })),
-            )
-                .into_response()
+            refusal(StatusCode::NOT_FOUND, &reason)
         }
     }
 }
