@@ -234,6 +234,8 @@ pub struct Told {
     troubled: HashSet<CallId>,
     /// Attempts taken out of a budget.
     extra: usize,
+    /// A group was called that had no target: all such groups share one budget more.
+    nowhere: bool,
 }
 
 impl Told {
@@ -244,7 +246,14 @@ impl Told {
             endings: HashMap::new(),
             troubled: HashSet::new(),
             extra: 0,
+            nowhere: false,
         }
+    }
+
+    /// Looks at the groups that are called next.
+    pub fn look(&mut self, engine: &Engine) {
+        let is_empty = |group: &&str| engine.registry().list_group(group).is_empty();
+        self.nowhere |= ["g", "h"].iter().any(is_empty);
     }
 
     pub fn ended(&mut self, id: CallId, saved: bool) {
@@ -293,6 +302,7 @@ impl Told {
     pub fn within_budget(&self, limits: &Limits, began: Instant) -> Result<(), String> {
         let calls = CALLS_PER_WORLD as f64;
         // Two groups are called.
+        let budgets = if self.nowhere { 3.0 } else { 2.0 };
         let allowed = match limits.budget {
             BudgetPolicy::Ratio {
                 ttl,
@@ -300,12 +310,13 @@ impl Told {
                 ratio,
             } => {
                 let windows = (began.elapsed().as_secs_f64() / ttl.as_secs_f64()).ceil() + 1.0;
-                calls * ratio + 2.0 * windows * f64::from(reserve_per_second) * ttl.as_secs_f64()
+                calls * ratio
+                    + budgets * windows * f64::from(reserve_per_second) * ttl.as_secs_f64()
             }
             BudgetPolicy::Tokens {
                 max_tokens,
                 token_ratio,
-            } => calls * token_ratio + f64::from(max_tokens),
+            } => calls * token_ratio + budgets * f64::from(max_tokens) / 2.0,
             _ => return Err("an unknown budget".into()),
         };
         if self.extra as f64 > allowed {

@@ -127,6 +127,7 @@ async fn run(seed: u64) -> Result<(), String> {
     let mut told = Told::new(engine.subscribe());
     let began = Instant::now();
     for _ in 0..CALLS_PER_WORLD / CALLS_AT_ONCE {
+        told.look(&engine);
         let calls = (0..CALLS_AT_ONCE).map(|_| {
             let (made, call, request) = Made::random(&chance, &limits);
             let patience = chance.one_in(8).then(|| chance.millis(2000));
