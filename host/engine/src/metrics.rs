@@ -27,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use metrics::{Counter, Histogram, SharedString, Unit, counter, gauge, histogram};
+use tokio::time::Instant;
 
 use crate::call::{Attempt, AttemptKind, Level};
 use crate::circuit::CircuitState;
@@ -163,7 +164,7 @@ impl Meter {
     }
 
     /// A call was answered by its first attempt.
-    pub(crate) fn call_answered(self, target: &Target, level: Level, took: Duration) {
+    pub(crate) fn call_answered(self, target: &Target, level: Level, started: Instant) {
         if !self.on {
             return;
         }
@@ -179,7 +180,7 @@ impl Meter {
                 histogram!(CALL_DURATION, "group" => text(&target.spec.group),
                     "level" => level.as_str(), "outcome" => "ok")
             })
-            .record(took);
+            .record(started.elapsed());
     }
 
     /// A strategy has decided, or failed to.

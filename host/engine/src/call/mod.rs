@@ -122,8 +122,7 @@ impl Engine {
             other: None,
         } = first
         {
-            let meter = shared.meter;
-            meter.call_answered(&by.target, facts.level, started.elapsed());
+            shared.meter.call_answered(&by.target, facts.level, started);
             return Ok(Outcome {
                 answer,
                 id: facts.id,

@@ -98,10 +98,8 @@ impl History {
             EventKind::AttemptFailed {
                 target: Some(target),
                 ..
-            } => {
-                if is_registered(target) {
-                    table.failures.insert(target.clone(), event);
-                }
+            } if is_registered(target) => {
+                table.failures.insert(target.clone(), event);
             }
             EventKind::TargetRemoved { target, .. } => {
                 table.failures.remove(target);
