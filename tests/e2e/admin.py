@@ -39,16 +39,19 @@ class Observed(Gateway):
             return json.loads(response.read())
 
     def call(self, tool, **arguments):
-        """One tool call, as a client of the newest revision makes it: the JSON-RPC answer."""
-        meta = {"io.modelcontextprotocol/protocolVersion": VERSION}
-        params = {"name": tool, "arguments": arguments, "_meta": meta}
-        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        """One tool call: the JSON-RPC answer."""
+        return self.request("tools/call", {"name": tool, "arguments": arguments})
+
+    def request(self, method, params):
+        """One request, as a client of the newest revision makes it: the JSON-RPC answer."""
+        params["_meta"] = {"io.modelcontextprotocol/protocolVersion": VERSION}
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         headers = {
             "content-type": "application/json",
             "accept": "application/json",
             "mcp-protocol-version": VERSION,
-            "mcp-method": "tools/call",
-            "mcp-name": tool,
+            "mcp-method": method,
+            "mcp-name": params.get("name", ""),
         }
         request = urllib.request.Request(self.url, json.dumps(message).encode(), headers)
         try:

@@ -197,6 +197,7 @@ class Crowd(BaseHTTPRequestHandler):
         return self.answer("application/json", b"[]")
 
     def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
         self.server.posted.append(self.path)
         self.answer("application/json", b'{"changed": true}')
 
