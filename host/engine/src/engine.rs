@@ -93,8 +93,8 @@ impl Shared {
         }
         let what = what();
         // Names of groups may come from outside, and every one that is counted is kept for good.
-        let is_group = |name: &str| !self.registry.list_group(name).is_empty();
-        self.meter.observe(&what, is_group);
+        self.meter
+            .observe(&what, |name| self.registry.has_group(name));
         self.events.emit(|| self.wall_clock(), || what);
     }
 

@@ -9,7 +9,7 @@
 //! | name | kind | unit | labels |
 //! |---|---|---|---|
 //! | `backstop.call.duration` | histogram | s | `group`, `level` (tool, resource, prompt, model, other), `outcome` (ok: at once; saved; degraded; failed) |
-//! | `backstop.attempts` | counter | | `group`, `target`, `attempt_type` (original, retry, fallback, hedge), `outcome` (`ok` or the failure's kind) |
+//! | `backstop.attempts` | counter | | `group`, `target`, `attempt_type` (original, retry, fallback, hedge), `outcome` (`ok` or the failure's kind); an attempt that was given up is none |
 //! | `backstop.fallbacks` | counter | | `level`, `strategy`, `from`, `to`, `kind` |
 //! | `backstop.actions.refused` | counter | | `strategy`, `action` |
 //! | `backstop.strategy.duration` | histogram | s | `strategy`, `phase` (`condition` where that said no; else `decision`) |

@@ -396,6 +396,11 @@ impl Registry {
         targets
     }
 
+    /// Whether a group of this name has a target.
+    pub fn has_group(&self, name: &str) -> bool {
+        self.snapshot.load().groups.contains_key(name)
+    }
+
     /// The names of the groups, sorted.
     pub fn groups(&self) -> Vec<Arc<str>> {
         let mut names: Vec<_> = self.snapshot.load().groups.keys().cloned().collect();

@@ -267,7 +267,7 @@ impl StrategyManager {
     ///
     /// # Errors
     /// [`ManagerError::Unknown`] if there is no such strategy.
-    pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
+    pub(crate) fn set_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.table.load();
         if !table.all.iter().any(|entry| &*entry.name == name) {
@@ -368,7 +368,7 @@ impl StrategyManager {
     }
 
     /// The strategies that are asked, in order: all but those left out with
-    /// [`set_enabled`](Self::set_enabled).
+    /// [`Engine::set_strategy_enabled`](crate::Engine::set_strategy_enabled).
     pub fn active(&self) -> Arc<Vec<Arc<Entry>>> {
         self.table.load().active.clone()
     }
