@@ -192,3 +192,24 @@ def test_the_endpoint_answers_no_other_site(write_config, servers):
                 gateway.ask("/api/targets/primary/drain", {}, **headers)
             assert refused.value.code == 403
         assert not gateway.ask("/api/status")["groups"][0]["targets"][0]["held"]
+
+
+@pytest.mark.skipif(
+    "BACKSTOP_SCHEMATHESIS" not in os.environ,
+    reason="on demand: BACKSTOP_SCHEMATHESIS names the program, from PyPI's schemathesis 4",
+)
+def test_whatever_is_asked_of_the_endpoint_it_answers_as_its_document_says(write_config, servers):
+    with Observed(configured(write_config, servers, ADMIN)) as gateway:
+        fuzzed = subprocess.run(
+            [
+                *(os.environ["BACKSTOP_SCHEMATHESIS"], "run", f"{gateway.admin}/api/openapi.json"),
+                *("--url", gateway.admin, "--exclude-path", "/api/events", "--max-examples", "60"),
+                "--checks=not_a_server_error,status_code_conformance,content_type_conformance,"
+                "response_schema_conformance",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert fuzzed.returncode == 0, fuzzed.stdout
