@@ -18,6 +18,9 @@
 //! | `POST /api/strategies/{name}/disable` | it is not asked until it is enabled |
 //! | `POST /api/strategies/{name}/enable` | it is asked again |
 //!
+//! A Grafana dashboard and alert rules for these metrics are in the crate's folder `observability`; the
+//! names are documented at [`backstop::metrics`] and [`crate::telemetry`].
+//!
 //! What goes wrong is told as `{"error": "…"}`. Who may do what is said in [`access`].
 
 pub mod access;
