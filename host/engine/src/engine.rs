@@ -17,10 +17,11 @@ use crate::guard::Caps;
 use crate::hedge::AnswerTimes;
 use crate::in_force::{Budgets, Current, InForce, Policies, PolicyPlan};
 use crate::kind::Kind;
+use crate::metrics::{self, Meter};
 use crate::random::{self, Random};
 use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
 use crate::retry::{RetryManager, RetryPolicies};
-use crate::strategy::StrategyManager;
+use crate::strategy::{ManagerError, Strategies, StrategyManager};
 
 /// How long things may take where a call does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) ids: AtomicU64,
     pub(crate) answer_times: AnswerTimes,
+    pub(crate) meter: Meter,
     events: Arc<Events>,
     wall_clock: WallClock,
 }
@@ -94,8 +96,16 @@ impl Shared {
         in_force.budgets.of(group, is_unknown)
     }
 
+    /// Counts what happened and tells the subscribers. Where neither is wanted, nothing is built.
     pub(crate) fn emit(&self, what: impl FnOnce() -> EventKind) {
-        self.events.emit(|| self.wall_clock(), what);
+        if !self.meter.on {
+            return self.events.emit(|| self.wall_clock(), what);
+        }
+        let what = what();
+        // Names of groups may come from outside, and every one that is counted is kept for good.
+        self.meter
+            .observe(&what, |name| self.registry.has_group(name));
+        self.events.emit(|| self.wall_clock(), || what);
     }
 
     pub(crate) fn wall_clock(&self) -> SystemTime {
@@ -207,6 +217,37 @@ impl Engine {
         self.shared.events.subscribe()
     }
 
+    /// Sets the gauges of the targets and the budgets, for an exporter that is about to read them.
+    /// Without [`EngineBuilder::metrics`] it does nothing.
+    pub fn sample_metrics(&self) {
+        if !self.shared.meter.on {
+            return;
+        }
+        for target in self.shared.registry.list() {
+            metrics::sample(&target);
+        }
+        for group in self.shared.registry.groups() {
+            metrics::sample_budget(&group, self.budget_left(&group));
+        }
+    }
+
+    /// Lets a strategy take part again, or leaves it out until it is let back, whatever becomes of its
+    /// file meanwhile. Says whether that is a change.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] if there is no such strategy.
+    pub fn set_strategy_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
+        let changed = self.shared.strategies.set_enabled(name, enabled)?;
+        if changed {
+            let strategy = name.into();
+            self.announce(match enabled {
+                true => EventKind::StrategyEnabled { strategy },
+                false => EventKind::StrategyDisabled { strategy },
+            });
+        }
+        Ok(changed)
+    }
+
     /// Tells the subscribers of something that happened outside a call.
     pub fn announce(&self, what: EventKind) {
         self.shared.emit(|| what);
@@ -229,10 +270,15 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
     Some(match change {
         TargetChange::Up => EventKind::TargetUp { target },
         TargetChange::Down => EventKind::TargetDown { target },
-        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened {
+        TargetChange::CircuitOpened {
+            open_for, cause, ..
+        } => EventKind::CircuitOpened {
             target,
             open_for: *open_for,
+            cause: *cause,
         },
+        TargetChange::Held => EventKind::TargetHeld { target },
+        TargetChange::Released => EventKind::TargetReleased { target },
         TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
         TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
         TargetChange::Recovered { after } => EventKind::Recovered {
@@ -258,6 +304,7 @@ pub struct EngineBuilder {
     random: Option<Random>,
     wall_clock: Option<WallClock>,
     registry: RegistryConfig,
+    meter: Meter,
 }
 
 impl EngineBuilder {
@@ -320,6 +367,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Counts and times calls, attempts, fallbacks and strategies, for the recorder of the
+    /// `metrics` crate that is installed when the first call is made. Default: nothing is counted. See
+    /// [`crate::metrics`].
+    pub fn metrics(mut self) -> Self {
+        self.meter.on = true;
+        self
+    }
+
     /// Builds the engine.
     ///
     /// # Errors
@@ -333,7 +388,7 @@ impl EngineBuilder {
             retry: self.retry,
             budgets: Arc::new(Budgets::new(self.budget)?),
             cache: cache.map(Arc::new),
-            strategies: Arc::default(),
+            strategies: Strategies::default(),
         }));
         let events = Arc::new(Events::default());
         let wall_clock = self.wall_clock.unwrap_or_else(|| Arc::new(SystemTime::now));
@@ -359,6 +414,7 @@ impl EngineBuilder {
                 random,
                 ids: AtomicU64::new(1),
                 answer_times: AnswerTimes::default(),
+                meter: self.meter,
                 events,
                 wall_clock,
             }),

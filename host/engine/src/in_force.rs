@@ -17,7 +17,7 @@ use crate::detect::{Detector, Pattern, Patterns};
 use crate::engine::{BuildError, Engine, Settings};
 use crate::registry::RegistryConfig;
 use crate::retry::{RetryManager, RetryPolicies};
-use crate::strategy::Entry;
+use crate::strategy::Strategies;
 
 /// Every policy of the host that may be changed while it runs, to be changed as a whole with
 /// [`Engine::reconfigure`].
@@ -136,8 +136,7 @@ pub(crate) struct InForce {
     pub(crate) retry: RetryManager,
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) cache: Option<Arc<LastKnownGood>>,
-    /// In the order they are asked in.
-    pub(crate) strategies: Arc<Vec<Arc<Entry>>>,
+    pub(crate) strategies: Strategies,
 }
 
 /// What is in force now.
@@ -228,7 +227,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::strategy::{Decision, Situation, Strategy, StrategyInfo, StrategyManager};
+    use crate::strategy::{Decision, Entry, Situation, Strategy, StrategyInfo};
 
     struct Named(String);
 
@@ -253,8 +252,8 @@ mod tests {
             let entry = Entry::native(Named(format!("v{number}"))).unwrap();
             let plan = engine.plan(policies).unwrap();
             plan.commit_with(|now| {
-                let out = Vec::clone(&now.strategies);
-                StrategyManager::exchange(now, &out, vec![Arc::new(entry)]);
+                let out = Vec::clone(&now.strategies.active);
+                now.strategies.exchange(&out, vec![Arc::new(entry)]);
             });
         };
         version(1);
@@ -265,7 +264,12 @@ mod tests {
                 while !is_over.load(Ordering::Relaxed) {
                     let now = engine.shared.current.keep();
                     let number = now.settings.caps.max_attempts;
-                    let names: Vec<_> = now.strategies.iter().map(|e| e.name().clone()).collect();
+                    let names: Vec<_> = now
+                        .strategies
+                        .active
+                        .iter()
+                        .map(|e| e.name().clone())
+                        .collect();
                     assert_eq!(names, [format!("v{number}").into()]);
                     seen = seen.max(number);
                 }

@@ -159,6 +159,7 @@ pub(crate) mod in_force;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
+pub mod metrics;
 pub mod operation;
 #[cfg(all(feature = "config", feature = "component"))]
 pub mod plugins;

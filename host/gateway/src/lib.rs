@@ -4,8 +4,10 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod admin;
 mod catalog;
 pub mod envelope;
+pub mod event_log;
 mod exchange;
 mod front;
 mod gateway;
@@ -13,6 +15,7 @@ pub mod live;
 pub mod model;
 mod probe;
 mod router;
+pub mod telemetry;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};

@@ -131,6 +131,7 @@ impl Engine {
             other: None,
         } = first
         {
+            shared.meter.call_answered(&by.target, facts.level, started);
             return Ok(Outcome {
                 answer,
                 id: facts.id,
@@ -184,6 +185,7 @@ impl Engine {
             Some(raw) => match (exchange.classify(raw.as_ref(), &in_force.detector), raw) {
                 (None, Ok(mut answer)) => {
                     exchange.settle(&mut answer, permit, took);
+                    self.shared.meter.attempt_answered(attempt);
                     return Tried::Good { answer };
                 }
                 (Some(mut failure), raw) => {

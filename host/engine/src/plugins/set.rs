@@ -17,10 +17,10 @@ use crate::config::{self, Config, Diagnostic, chain};
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::in_force::{InForce, PolicyPlan};
+use crate::strategy::Entry;
 use crate::strategy::component::{
     ComponentStrategy, Digest, Route, Runtime, Stamp, StateStore, StrategyOptions,
 };
-use crate::strategy::{Entry, StrategyManager};
 
 /// Plugins read and compiled at the same time. A compilation itself uses every core.
 const AT_ONCE: usize = 4;
@@ -593,7 +593,7 @@ impl Plan {
             one.iter().filter(is_in).cloned().collect::<Vec<_>>()
         };
         let (out, into) = (differs(&old, &new), differs(&new, &old));
-        let exchange = |now: &mut InForce| StrategyManager::exchange(now, &out, into);
+        let exchange = |now: &mut InForce| now.strategies.exchange(&out, into);
         match policies {
             Some(policies) => policies.commit_with(exchange),
             None => engine.shared.current.change(exchange),

@@ -9,8 +9,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::in_force::Current;
-#[cfg(all(feature = "component", feature = "config"))]
-use crate::in_force::InForce;
 
 use super::{
     Action, Decision, InfoError, Interest, Situation, Strategy, StrategyFault, StrategyInfo,
@@ -210,6 +208,9 @@ pub enum ManagerError {
         "there is a strategy named {0:?} already; remove it first or give this one another name"
     )]
     Duplicate(Arc<str>),
+    /// There is none of that name.
+    #[error("there is no strategy {0:?}")]
+    Unknown(Arc<str>),
 }
 
 /// Holds the strategies in the order they are asked in.
@@ -217,6 +218,64 @@ pub enum ManagerError {
 pub struct StrategyManager {
     /// Shared with the engine: strategies and policies are swapped together.
     current: Arc<Current>,
+}
+
+/// The strategies there are, and which of them are asked.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Strategies {
+    /// In the order they are asked in, as the next.
+    all: Arc<Vec<Arc<Entry>>>,
+    /// Those that are asked.
+    pub(crate) active: Arc<Vec<Arc<Entry>>>,
+    /// Names of those that are not. A name stays here when what bears it is exchanged.
+    disabled: HashSet<Arc<str>>,
+}
+
+impl Strategies {
+    fn change<R>(&mut self, change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R) -> R {
+        let entries = Arc::make_mut(&mut self.all);
+        let result = change(entries);
+        entries.sort_by(|a, b| {
+            b.priority
+                .cmp(&a.priority)
+                .then_with(|| a.name.cmp(&b.name))
+        });
+        self.choose();
+        result
+    }
+
+    fn choose(&mut self) {
+        let asked = |entry: &&Arc<Entry>| !self.disabled.contains(&entry.name);
+        self.active = if self.disabled.is_empty() {
+            self.all.clone()
+        } else {
+            Arc::new(self.all.iter().filter(asked).cloned().collect())
+        };
+    }
+
+    fn set_enabled(&mut self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
+        if !self.all.iter().any(|entry| &*entry.name == name) {
+            return Err(ManagerError::Unknown(name.into()));
+        }
+        let changed = match enabled {
+            true => self.disabled.remove(name),
+            false => self.disabled.insert(name.into()),
+        };
+        self.choose();
+        Ok(changed)
+    }
+
+    /// Takes the strategies `out` out and puts `into` in. One whose name another has stays out.
+    #[cfg(all(feature = "component", feature = "config"))]
+    pub(crate) fn exchange(&mut self, out: &[Arc<Entry>], into: Vec<Arc<Entry>>) {
+        let out: HashSet<_> = out.iter().map(Arc::as_ptr).collect();
+        self.change(|entries| {
+            entries.retain(|entry| !out.contains(&Arc::as_ptr(entry)));
+            let taken: HashSet<_> = entries.iter().map(|entry| entry.name.clone()).collect();
+            let is_free = |entry: &Arc<Entry>| !taken.contains(&entry.name);
+            entries.extend(into.into_iter().filter(is_free));
+        });
+    }
 }
 
 impl StrategyManager {
@@ -230,8 +289,22 @@ impl StrategyManager {
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R) -> R {
+        self.current.change(|now| now.strategies.change(change))
+    }
+
+    /// Lets a strategy be asked, or not, until this is called again: also what takes its place under its
+    /// name. Says whether that is a change.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] if there is no such strategy.
+    pub(crate) fn set_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
         self.current
-            .change(|now| change_entries(&mut now.strategies, change))
+            .change(|now| now.strategies.set_enabled(name, enabled))
+    }
+
+    /// Whether a strategy of this name is asked.
+    pub fn is_enabled(&self, name: &str) -> bool {
+        !self.current.now().strategies.disabled.contains(name)
     }
 
     /// Adds a strategy.
@@ -262,19 +335,6 @@ impl StrategyManager {
         })
     }
 
-    /// Takes the strategies `out` out and puts `into` in, in one step: no call sees half of it. One
-    /// whose name another has stays out.
-    #[cfg(all(feature = "component", feature = "config"))]
-    pub(crate) fn exchange(now: &mut InForce, out: &[Arc<Entry>], into: Vec<Arc<Entry>>) {
-        let out: HashSet<_> = out.iter().map(Arc::as_ptr).collect();
-        change_entries(&mut now.strategies, |entries| {
-            entries.retain(|entry| !out.contains(&Arc::as_ptr(entry)));
-            let taken: HashSet<_> = entries.iter().map(|entry| entry.name.clone()).collect();
-            let is_free = |entry: &Arc<Entry>| !taken.contains(&entry.name);
-            entries.extend(into.into_iter().filter(is_free));
-        });
-    }
-
     /// Puts these strategies in the place of all others, in one step.
     ///
     /// # Errors
@@ -303,6 +363,7 @@ impl StrategyManager {
         self.current
             .now()
             .strategies
+            .all
             .iter()
             .find(|entry| &*entry.name == name)
             .cloned()
@@ -310,14 +371,20 @@ impl StrategyManager {
 
     /// Every strategy, in the order they are asked in.
     pub fn list(&self) -> Arc<Vec<Arc<Entry>>> {
-        self.current.now().strategies.clone()
+        self.current.now().strategies.all.clone()
+    }
+
+    /// The strategies that are asked, in order: all but those left out with
+    /// [`Engine::set_strategy_enabled`](crate::Engine::set_strategy_enabled).
+    pub fn active(&self) -> Arc<Vec<Arc<Entry>>> {
+        self.current.now().strategies.active.clone()
     }
 
     /// The first strategy that applies, and what it proposes. A strategy that fails to decide, or
     /// declines after all, is passed over.
     pub async fn execute(&self, situation: &Situation) -> Option<Proposal> {
         for strategy in self
-            .list()
+            .active()
             .iter()
             .filter(|entry| entry.is_interested(situation))
         {
@@ -339,18 +406,4 @@ impl StrategyManager {
             .await
             .map(|proposal| proposal.strategy)
     }
-}
-
-fn change_entries<R>(
-    strategies: &mut Arc<Vec<Arc<Entry>>>,
-    change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R,
-) -> R {
-    let entries = Arc::make_mut(strategies);
-    let result = change(entries);
-    entries.sort_by(|a, b| {
-        b.priority
-            .cmp(&a.priority)
-            .then_with(|| a.name.cmp(&b.name))
-    });
-    result
 }

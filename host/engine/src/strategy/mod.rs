@@ -13,6 +13,7 @@ mod situation;
 
 pub use action::{Action, ActionKind, AnswerData, Decision};
 pub use info::{InfoError, Interest, StrategyInfo};
+pub(crate) use manager::Strategies;
 pub use manager::{Entry, ManagerError, OnFault, Proposal, StrategyManager};
 pub use situation::{KnownGood, Situation, Surroundings, TargetView};
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use backstop::config::{Config, Diagnostic, Source};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
-use backstop::{Assembled, assemble};
+use backstop::{Assembled, Engine, assemble_with};
 use backstop_gateway::Gateway;
 use backstop_gateway::live::{Behind, LiveConfig};
 
@@ -46,7 +46,11 @@ impl Host {
         path: &Path,
     ) -> anyhow::Result<Self> {
         let runtime = runtime(&mut diagnostics, path)?;
-        let assembled = assemble(&config, path, &runtime)
+        let mut builder = Engine::builder();
+        if config.admin.is_some() {
+            builder = builder.metrics();
+        }
+        let assembled = assemble_with(builder, &config, path, &runtime)
             .await
             .context("the policies of the configuration")?;
         let Assembled {
@@ -62,7 +66,6 @@ impl Host {
         for name in &behind.unusable {
             let _ = engine.registry().deregister(name);
         }
-        diagnostics.extend(not_served(&config, path));
         let mut gateway =
             Gateway::new(engine, operations, behind.services).context("the gateway")?;
         // Models may come while it runs.
@@ -157,14 +160,4 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| Some(absolute("HOME")?.join(".cache")))
         .map(|cache| cache.join("backstop").join("components"))
-}
-
-/// What the configuration asks for and this version does not serve.
-fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
-    let mut list = Vec::new();
-    if config.admin.is_some() {
-        let reason = "this version has no administration endpoint yet; the section is ignored";
-        list.push(Diagnostic::warning(path, "admin", reason));
-    }
-    list
 }

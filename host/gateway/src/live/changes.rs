@@ -78,6 +78,7 @@ impl Changes {
             ("[completion]", old.completion != new.completion),
             ("[gateway]", old.gateway != new.gateway),
             ("[admin]", old.admin != new.admin),
+            ("[events]", old.events != new.events),
         ] {
             if differs {
                 all.push(format!("{section} changed"));
@@ -92,6 +93,7 @@ impl Changes {
                 old.completion.path != new.completion.path,
             ),
             ("[admin]", old.admin != new.admin),
+            ("[events]", old.events != new.events),
             (
                 "[[model]]: the first one",
                 !may_have_models && !new.models.is_empty(),
