@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use backstop::plugins::{LockError, PluginLock};
 use backstop::strategy::component::{ComponentStrategy, Limits};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use oci_client::RegistryOperation;
 use oci_client::errors::OciDistributionError;
@@ -113,7 +114,7 @@ async fn download(
     registry: &Registry,
     layer: &OciDescriptor,
     limit: usize,
-) -> anyhow::Result<Vec<u8>> {
+) -> anyhow::Result<Bytes> {
     let (client, reference) = (&registry.client, &registry.reference);
     let opened = client.pull_blob_stream(reference, layer).await;
     let mut stream = opened.map_err(|error| explain(error, reference))?;
@@ -136,5 +137,5 @@ async fn download(
         }
         bytes.extend_from_slice(&part);
     }
-    Ok(bytes)
+    Ok(bytes.into())
 }
