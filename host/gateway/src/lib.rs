@@ -4,14 +4,17 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod admin;
 mod catalog;
 pub mod envelope;
+pub mod event_log;
 mod exchange;
 mod front;
 mod gateway;
 pub mod model;
 mod probe;
 mod router;
+pub mod telemetry;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};

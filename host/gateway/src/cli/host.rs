@@ -12,7 +12,7 @@ use backstop::config::{Config, Diagnostic, Model, Service, Source, Transport};
 use backstop::discovery::{Discovery, Targets};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
-use backstop::{Assembled, assemble};
+use backstop::{Assembled, Engine, assemble_with};
 use backstop_gateway::Gateway;
 use backstop_gateway::model::ModelSpec;
 use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
@@ -42,7 +42,11 @@ impl Host {
         path: &Path,
     ) -> anyhow::Result<Self> {
         let runtime = runtime(&mut diagnostics, path)?;
-        let assembled = assemble(&config, path, &runtime)
+        let mut builder = Engine::builder();
+        if config.admin.is_some() {
+            builder = builder.metrics();
+        }
+        let assembled = assemble_with(builder, &config, path, &runtime)
             .await
             .context("the policies of the configuration")?;
         let Assembled {
@@ -80,7 +84,6 @@ impl Host {
             }
         }
         diagnostics.extend(mixed_groups(&config, path));
-        diagnostics.extend(not_served(&config, path));
         let mut gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
         let mut sources = config.discoveries.iter();
         let may_come = sources.any(|source| matches!(source.source, Source::File { .. }));
@@ -273,14 +276,4 @@ fn mixed_groups(config: &Config, path: &Path) -> Vec<Diagnostic> {
         Diagnostic::warning(path, "model.group", reason)
     };
     mixed.map(warning).collect()
-}
-
-/// What the configuration asks for and this version does not serve.
-fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
-    let mut list = Vec::new();
-    if config.admin.is_some() {
-        let reason = "this version has no administration endpoint yet; the section is ignored";
-        list.push(Diagnostic::warning(path, "admin", reason));
-    }
-    list
 }

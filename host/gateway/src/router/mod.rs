@@ -22,10 +22,12 @@ use bytes::Bytes;
 use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
 
 use crate::catalog::{Catalog, Route, Section};
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::{McpAnswer, McpExchange, McpRequest, Upstreams};
+use crate::telemetry::{Good, error_type};
 use crate::upstream::{META_VERSION, MODERN, Unasked, Upstream, Wiring};
 
 /// Exchanges in several rounds whose server is remembered.
@@ -69,6 +71,7 @@ pub(crate) struct Router {
     surveyed: Mutex<HashSet<Arc<str>>>,
     /// Held while the set of servers is replaced.
     changing: Mutex<()>,
+    good: Good,
 }
 
 /// A refusal of the gateway's own.
@@ -106,6 +109,7 @@ impl Router {
             loading: tokio::sync::Mutex::default(),
             surveyed: Mutex::default(),
             changing: Mutex::default(),
+            good: Good::default(),
         }
     }
 
@@ -126,6 +130,7 @@ impl Router {
         params: Option<Json>,
         asker: &Asker,
     ) -> Bytes {
+        let began = Instant::now();
         let meta = params.as_ref().and_then(|params| params.member("_meta"));
         let version = meta
             .as_ref()
@@ -141,6 +146,11 @@ impl Router {
             }),
             _ => self.dispatch(method, params, meta, asker).await,
         };
+        let error = match &answered {
+            Ok(answer) => error_type(&answer.payload, answer.is_error()),
+            Err(refused) => Some(refused.code.to_string().into()),
+        };
+        self.good.answered(method, error, began.elapsed());
         match answered {
             Ok(answer) if modern => {
                 envelope::answer_message(id, &outcome::typed(answer, method).payload)

@@ -24,8 +24,10 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::envelope::{Json, Payload};
+use crate::telemetry::Good;
 pub use error::{Fault, UpstreamError};
 pub(crate) use meta::{META_SERVER, META_VERSION, name_of, server_info};
 
@@ -130,6 +132,7 @@ pub(crate) struct Crash {
 pub(crate) struct Upstream {
     pub(crate) spec: ServiceSpec,
     link: Link,
+    good: Good,
 }
 
 #[derive(Debug, Clone)]
@@ -152,7 +155,11 @@ impl Upstream {
                 heard,
             )?)),
         };
-        Ok(Self { spec, link })
+        Ok(Self {
+            spec,
+            link,
+            good: Good::default(),
+        })
     }
 
     /// The same server under a new description; the connection stays where it is reached as before.
@@ -160,6 +167,7 @@ impl Upstream {
         let same = self.spec.name == spec.name && self.spec.transport == spec.transport;
         same.then(|| Self {
             link: self.link.clone(),
+            good: Good::default(),
             spec,
         })
     }
@@ -174,10 +182,25 @@ impl Upstream {
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.request(method, params, wiring, alive).await,
-            Link::Http(http) => http.request(method, params, wiring, alive).await,
-        }
+        let began = Instant::now();
+        let (outcome, transport) = match &self.link {
+            Link::Stdio(stdio) => {
+                let outcome = stdio.request(method, params, wiring, alive).await;
+                (outcome, "pipe")
+            }
+            Link::Http(http) => {
+                let outcome = http.request(method, params, wiring, alive).await;
+                (outcome, "tcp")
+            }
+        };
+        self.good.asked(
+            &self.spec.name,
+            transport,
+            method,
+            &outcome,
+            began.elapsed(),
+        );
+        outcome
     }
 
     /// Who the server is; connects to it where that has not been done.
