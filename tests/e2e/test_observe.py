@@ -192,6 +192,35 @@ def test_the_endpoint_answers_no_other_site(write_config, servers):
         assert not gateway.ask("/api/status")["groups"][0]["targets"][0]["held"]
 
 
+def test_a_configuration_is_reloaded_and_rolled_back_by_hand(write_config, servers):
+    config = configured(write_config, servers, ADMIN)
+    with Observed(config) as gateway:
+        before = config.read_text()
+        config.write_text(before.replace('name = "secondary"', 'name = "other"'))
+        applied = gateway.ask("/api/config/reload", {})
+        assert applied["number"] == 2 and 'service "other"' in " ".join(applied["changes"])
+
+        def names():
+            return [t["name"] for t in gateway.ask("/api/status")["groups"][0]["targets"]]
+
+        assert names() == ["primary", "other"]
+        # The file is not touched, and what it says comes back with its next change.
+        assert gateway.ask("/api/config/rollback", {})["origin"] == {"rollback": 1}
+        assert names() == ["primary", "secondary"]
+        assert [v["number"] for v in gateway.ask("/api/config")] == [3, 2, 1]
+
+        config.write_text(before + "wieght = 1\n")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            gateway.ask("/api/config/reload", {})
+        assert refused.value.code == 409
+        reason = json.loads(refused.value.read())["error"]
+        assert "what was in force stays in force" in reason and "wieght" in reason, reason
+        with pytest.raises(urllib.error.HTTPError) as unknown:
+            gateway.ask("/api/config/rollback", {"version": 99})
+        assert unknown.value.code == 404
+        assert names() == ["primary", "secondary"]
+
+
 @pytest.mark.skipif(
     "BACKSTOP_SCHEMATHESIS" not in os.environ,
     reason="on demand: BACKSTOP_SCHEMATHESIS names the program, from PyPI's schemathesis 4",

@@ -17,6 +17,9 @@
 //! | `POST /api/targets/{name}/restore` | it is used again: held no more, circuit closed, health forgotten |
 //! | `POST /api/strategies/{name}/disable` | it is not asked until it is enabled |
 //! | `POST /api/strategies/{name}/enable` | it is asked again |
+//! | `GET /api/config` | the versions of the configuration that were applied, the one in force first |
+//! | `POST /api/config/reload` | the file is read again and put in force |
+//! | `POST /api/config/rollback` | an earlier version is put in force, `{"version": …}`, the one before without |
 //!
 //! A Grafana dashboard and alert rules for these metrics are in the crate's folder `observability`; the
 //! names are documented at [`backstop::metrics`] and [`crate::telemetry`].
@@ -24,6 +27,7 @@
 //! What goes wrong is told as `{"error": "…"}`. Who may do what is said in [`access`].
 
 pub mod access;
+mod config;
 mod history;
 mod problems;
 mod recorder;
@@ -50,6 +54,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::live::LiveConfig;
 use access::{Access, OpenToNetwork, guard};
 use history::History;
 pub use recorder::{Metrics, MetricsError};
@@ -69,6 +74,7 @@ pub struct Admin {
     engine: Engine,
     metrics: Metrics,
     history: Arc<History>,
+    config: Option<LiveConfig>,
     access: Arc<Access>,
     listeners: Arc<Semaphore>,
     shutdown: CancellationToken,
@@ -101,10 +107,18 @@ impl Admin {
             engine: engine.clone(),
             metrics,
             history: History::listen(engine),
+            config: None,
             listeners: Arc::new(Semaphore::new(MAX_LISTENERS)),
             shutdown: CancellationToken::new(),
             started: Instant::now(),
         })
+    }
+
+    /// The same endpoint, which also tells and changes the configuration in force.
+    #[must_use]
+    pub fn with_config(mut self, config: LiveConfig) -> Self {
+        self.config = Some(config);
+        self
     }
 
     /// Serves it until `shutdown`; streams of events end with it.
@@ -145,6 +159,9 @@ impl Admin {
             .route("/api/changes", get(changes))
             .route("/api/calls", get(calls))
             .route("/api/calls/{id}", get(explain))
+            .route("/api/config", get(config::versions))
+            .route("/api/config/reload", post(config::reload))
+            .route("/api/config/rollback", post(config::rollback))
             .route("/api/targets/{name}/{action}", post(steer::target))
             .route("/api/strategies/{name}/{action}", post(steer::strategy))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

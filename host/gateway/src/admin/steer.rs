@@ -25,12 +25,12 @@ struct Eject {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+pub(super) struct Nothing {}
 
 /// Reads a body. It must be called JSON: a browser sends that to another site only after asking it first,
 /// and this one never says yes.
 #[allow(clippy::result_large_err, reason = "it is answered at once")]
-fn read<T: DeserializeOwned + Default>(
+pub(super) fn read<T: DeserializeOwned + Default>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<T, Response> {

@@ -8,6 +8,7 @@ use backstop::Engine;
 use backstop::config::{Admin as AdminConfig, EventLog as LogConfig};
 use backstop_gateway::admin::{Admin, Metrics};
 use backstop_gateway::event_log::{Destination, EventLog};
+use backstop_gateway::live::LiveConfig;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,22 +18,27 @@ use super::terminal;
 
 /// What goes on until the program ends.
 pub(super) struct Observing {
+    metrics: Option<Metrics>,
     admin: Option<(CancellationToken, JoinHandle<()>)>,
     log: Option<EventLog>,
 }
 
-/// Starts what the configuration asks for. To be called before the first call is made.
-pub(super) async fn start(host: &Host) -> anyhow::Result<Observing> {
-    let engine = host.gateway.engine();
+/// Starts to note what happens, where the configuration asks for it. To be called before the first call
+/// is made.
+pub(super) fn start(host: &Host) -> anyhow::Result<Observing> {
     let log = match &host.config.events {
         None => None,
-        Some(config) => Some(log(engine, config)?),
+        Some(config) => Some(log(host.gateway.engine(), config)?),
     };
-    let admin = match &host.config.admin {
+    let metrics = match &host.config.admin {
         None => None,
-        Some(config) => Some(admin(engine, config).await?),
+        Some(_) => Some(Metrics::install()?),
     };
-    Ok(Observing { admin, log })
+    Ok(Observing {
+        metrics,
+        admin: None,
+        log,
+    })
 }
 
 fn log(engine: &Engine, config: &LogConfig) -> anyhow::Result<EventLog> {
@@ -51,12 +57,14 @@ fn log(engine: &Engine, config: &LogConfig) -> anyhow::Result<EventLog> {
 }
 
 async fn admin(
+    live: &LiveConfig,
     engine: &Engine,
+    metrics: Metrics,
     config: &AdminConfig,
 ) -> anyhow::Result<(CancellationToken, JoinHandle<()>)> {
     let token = token(config)?;
-    let metrics = Metrics::install()?;
-    let admin = Admin::new(engine, metrics, config.listen, token.as_deref())?;
+    let admin =
+        Admin::new(engine, metrics, config.listen, token.as_deref())?.with_config(live.clone());
     let listener = listen(config.listen).await?;
     let address = listener
         .local_addr()
@@ -93,6 +101,19 @@ pub(super) fn token(config: &AdminConfig) -> anyhow::Result<Option<String>> {
 }
 
 impl Observing {
+    /// Serves the administration endpoint, where the configuration asks for one.
+    pub(super) async fn administer(
+        &mut self,
+        host: &Host,
+        live: &LiveConfig,
+    ) -> anyhow::Result<()> {
+        if let (Some(metrics), Some(config)) = (self.metrics.take(), &host.config.admin) {
+            let engine = host.gateway.engine();
+            self.admin = Some(admin(live, engine, metrics, config).await?);
+        }
+        Ok(())
+    }
+
     /// Ends it; events that have happened are written.
     pub(super) async fn end(self) {
         if let Some((shutdown, task)) = self.admin {

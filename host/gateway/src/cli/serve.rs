@@ -41,8 +41,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
-    let observing = observe::start(&host).await?;
+    let mut observing = observe::start(&host)?;
     let live = host.live(path).await;
+    observing.administer(&host, &live).await?;
     let engine = host.gateway.engine();
     // Where health checks are off for all, a target may have some of its own.
     let prober = host.gateway.prober();
