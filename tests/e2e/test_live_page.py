@@ -138,6 +138,10 @@ def test_a_fault_is_seen_at_once_explained_and_answered(browser, gateway, tmp_pa
         page.get_by_role("button", name="Disable retry").click()
         expect(page.get_by_role("button", name="Enable retry")).to_be_visible()
         expect(page.locator("#wrong")).to_contain_text("an operator has disabled it")
+
+        # What is in the file already makes no new version.
+        page.get_by_role("button", name="Reload").click()
+        expect(page.locator("#said")).to_contain_text("configuration version 1 is in force")
         assert complaints == []
 
 
