@@ -12,7 +12,6 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Section;
 use crate::envelope::Json;
@@ -47,7 +46,6 @@ pub enum GatewayError {
 #[derive(Clone, Debug)]
 pub struct Gateway {
     router: Arc<Router>,
-    shutdown: CancellationToken,
 }
 
 impl Gateway {
@@ -88,15 +86,20 @@ impl Gateway {
                 router.spread(&unasked);
             }
         });
-        Ok(Self {
-            router,
-            shutdown: CancellationToken::new(),
-        })
+        Ok(Self { router })
     }
 
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.router.engine
+    }
+
+    /// Lets the servers wait for the only client there will be, the one at standard input and output:
+    /// the connections to them are then its own, made in its words.
+    pub fn expect_one_client(&self) {
+        for upstream in self.router.upstreams().values() {
+            upstream.expect_one_client();
+        }
     }
 
     /// Serves the client at standard input and output until it closes its side or the gateway shuts
@@ -105,8 +108,8 @@ impl Gateway {
     /// # Errors
     /// If standard input cannot be read.
     pub async fn serve_stdio(&self) -> std::io::Result<()> {
-        self.serve_stream(tokio::io::stdin(), tokio::io::stdout())
-            .await
+        let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+        stdio::serve(self.router.clone(), input, output, true).await
     }
 
     /// Serves one client over any pair of streams, one message per line.
@@ -118,7 +121,7 @@ impl Gateway {
         input: impl AsyncRead + Unpin,
         output: impl AsyncWrite + Unpin + Send + 'static,
     ) -> std::io::Result<()> {
-        stdio::serve(self.router.clone(), input, output, self.shutdown.clone()).await
+        stdio::serve(self.router.clone(), input, output, false).await
     }
 
     /// Serves streamable HTTP at `/mcp` until the gateway shuts down; requests under way are
@@ -131,13 +134,7 @@ impl Gateway {
         listener: TcpListener,
         options: HttpOptions,
     ) -> std::io::Result<()> {
-        http::serve(
-            self.router.clone(),
-            listener,
-            options,
-            self.shutdown.clone(),
-        )
-        .await
+        http::serve(self.router.clone(), listener, options).await
     }
 
     /// Calls a tool, with fallback, as a client would.
@@ -155,7 +152,7 @@ impl Gateway {
             .find_tool(tool)
             .await
             .map_err(ToolCallError::Unroutable)?;
-        let safety = self.router.tool_safety(&group, &own);
+        let safety = self.router.tool_safety(&self.router.catalog, &group, &own);
         let arguments = Json::of(arguments);
         let params = Json::of(&serde_json::json!({ "name": own }))
             .with_members(&[("arguments", Some(&arguments))]);
@@ -190,7 +187,7 @@ impl Gateway {
 
     /// Ends every front and every connection; child processes are killed.
     pub async fn shut_down(&self) {
-        self.shutdown.cancel();
+        self.router.closing.cancel();
         let upstreams = self.router.upstreams().values();
         futures_util::future::join_all(upstreams.map(|upstream| upstream.close())).await;
     }
@@ -222,6 +219,9 @@ impl Prober for McpProber {
             let Some(upstream) = self.router.upstreams().get(&target.name) else {
                 return Ok(());
             };
+            if upstream.is_waiting() {
+                return Ok(());
+            }
             let Err(error) = upstream.probe().await else {
                 return Ok(());
             };

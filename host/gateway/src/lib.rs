@@ -5,10 +5,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod catalog;
+mod client;
 pub mod envelope;
 mod exchange;
 mod front;
 mod gateway;
+mod rounds;
 mod router;
 pub mod upstream;
 

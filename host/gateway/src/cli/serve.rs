@@ -38,6 +38,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
+    if matches!(front, Front::Stdio) {
+        host.gateway.expect_one_client();
+    }
     let engine = host.gateway.engine();
     let checker = host
         .config
@@ -114,6 +117,7 @@ fn options(host: &Host) -> anyhow::Result<HttpOptions> {
         allowed_origins: gateway.allowed_origins.clone(),
         bearer_token,
         max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+        ..HttpOptions::default()
     })
 }
 

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Asker, Refused, Router, outcome};
-use crate::catalog::{Listing, Section};
+use crate::catalog::{Catalog, Listing, Section};
 use crate::envelope::{Json, Payload};
 use crate::exchange::{McpAnswer, McpRequest};
 use crate::upstream::Upstream;
@@ -41,18 +41,21 @@ impl Tried {
 impl Router {
     /// The list of every group, as one page. It fails only where nothing is known of any group.
     pub(crate) async fn list(&self, section: Section, asker: &Asker) -> Result<Json, Refused> {
-        let groups = self
-            .catalog
+        let catalog = self.catalog_of(asker);
+        let groups = catalog
             .groups
             .iter()
-            .map(|group| self.refresh(group, section, asker));
+            .map(|group| self.refresh(&catalog, group, section, asker));
         let mut failed = None;
-        let mut known = self.catalog.groups.is_empty();
-        for (group, refreshed) in self.catalog.groups.iter().zip(join_all(groups).await) {
-            if let Err(answer) = refreshed {
-                failed = failed.or(Some(answer));
+        let mut known = catalog.groups.is_empty();
+        for (group, refreshed) in catalog.groups.iter().zip(join_all(groups).await) {
+            match refreshed {
+                Err(answer) => failed = failed.or(Some(answer)),
+                // One server's whole list needs no other form.
+                Ok(Some(whole)) if catalog.groups.len() == 1 => return Ok(whole),
+                Ok(_) => {}
             }
-            known |= self.catalog.knows(group, section);
+            known |= catalog.knows(group, section);
         }
         match failed {
             Some(McpAnswer {
@@ -66,24 +69,24 @@ impl Router {
                 message: error.text_member("message").unwrap_or_default(),
                 data: error.member("data"),
             }),
-            _ => Ok(Json::of(&json!({})).with_members(&[(
-                section.member(),
-                Some(&Json::of(&self.catalog.merged(section))),
-            )])),
+            _ => Ok(Json::of(&json!({}))
+                .with_members(&[(section.member(), Some(&Json::of(&catalog.merged(section))))])),
         }
     }
 
     /// Makes sure that the lists are known as far as they can be.
-    pub(super) async fn load(&self, section: Section) {
-        let is_unknown = |group: &Arc<str>| !self.catalog.knows(group, section);
-        if !self.catalog.groups.iter().any(is_unknown) {
+    pub(super) async fn load(&self, catalog: &Catalog, section: Section, asker: &Asker) {
+        let is_unknown = |group: &Arc<str>| !catalog.knows(group, section);
+        if !catalog.groups.iter().any(is_unknown) {
             return;
         }
         let mut tried = self.loading.lock().await;
-        let mut due = self.catalog.groups.clone();
+        let mut due = catalog.groups.clone();
         due.retain(|group| is_unknown(group) && tried.is_due(group, section));
-        let asker = Asker::default();
-        let loaded = join_all(due.iter().map(|group| self.refresh(group, section, &asker))).await;
+        let refreshed = due
+            .iter()
+            .map(|group| self.refresh(catalog, group, section, asker));
+        let loaded = join_all(refreshed).await;
         for (group, loaded) in due.iter().zip(loaded) {
             if loaded.is_err() {
                 tried
@@ -99,25 +102,28 @@ impl Router {
     }
 
     /// Whether every server of a group has said that it has no such list.
-    fn nobody_has(&self, group: &Arc<str>, section: Section) -> bool {
+    fn nobody_has(&self, group: &Arc<str>, section: Section, asker: &Asker) -> bool {
         self.members(group).all(|upstream| {
             upstream
-                .known_peer()
+                .known_peer(asker.client.as_ref())
                 .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
         })
     }
 
+    /// Asks a group for its list. The list as its server gave it, where it came in one page.
     async fn refresh(
         &self,
+        catalog: &Catalog,
         group: &Arc<str>,
         section: Section,
         asker: &Asker,
-    ) -> Result<(), McpAnswer> {
-        if self.nobody_has(group, section) {
-            self.catalog.keep(group, section, Listing::default());
-            return Ok(());
+    ) -> Result<Option<Json>, McpAnswer> {
+        if self.nobody_has(group, section, asker) {
+            catalog.keep(group, section, Listing::default());
+            return Ok(None);
         }
         let mut items = Vec::new();
+        let mut whole = None;
         let mut served_by: Option<Arc<str>> = None;
         let mut cursor: Option<Json> = None;
         for _ in 0..MAX_PAGES {
@@ -135,7 +141,8 @@ impl Router {
             let params = cursor
                 .take()
                 .map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
-            let request = McpRequest::new(section.method(), params);
+            let mut request = McpRequest::new(section.method(), params);
+            request.wiring.client = asker.client.clone();
             let outcome = match self.engine.call(&self.exchange, call, &request).await {
                 Ok(outcome) => outcome,
                 Err(failed) => return Err(outcome::tell(Err(failed))),
@@ -151,16 +158,27 @@ impl Router {
                     .member("nextCursor")
                     .filter(|cursor| cursor.as_bytes() != b"null");
             }
-            served_by = outcome.served_by.or(served_by);
+            let first = served_by.is_none();
+            served_by = outcome.served_by.clone().or(served_by);
             if cursor.is_none() || served_by.is_none() {
+                whole = Some(outcome).filter(|_| first);
                 break;
             }
         }
         // A tool's next call may go to any server of the group: one that is not trusted must not gain
         // by what another says.
         let trusted = self.members(group).all(|upstream| upstream.spec.trusted);
-        self.catalog
-            .keep(group, section, Listing::read(section, items, trusted));
-        Ok(())
+        let listing = Listing::read(section, items, trusted);
+        // What operations there are to fall back to is looked up for all clients together.
+        if !std::ptr::eq(catalog, &*self.catalog) && !self.catalog.knows(group, section) {
+            self.catalog.keep(group, section, listing.clone());
+        }
+        catalog.keep(group, section, listing);
+        Ok(
+            whole.and_then(|outcome| match outcome::tell(Ok(outcome)).payload {
+                Payload::Result(result) => Some(result),
+                Payload::Error(_) => None,
+            }),
+        )
     }
 }

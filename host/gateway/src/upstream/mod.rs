@@ -11,23 +11,33 @@
 
 mod error;
 mod http;
+mod link;
 mod meta;
+mod side;
 mod sse;
 mod stdio;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
+use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
 pub use error::{Fault, UpstreamError};
-pub(crate) use meta::{META_SERVER, META_VERSION, name_of, server_info};
+pub(crate) use link::Link;
+pub(crate) use meta::{
+    META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION, name_of, server_info,
+};
+pub(crate) use side::{Side, Unasked};
+pub(crate) use watch::Watching;
 
 /// The newest revision without sessions, and the newest with them.
 pub(crate) const MODERN: &str = "2026-07-28";
@@ -37,6 +47,9 @@ pub(crate) const LEGACY: &str = "2025-11-25";
 pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 /// How long a server may take to be connected to and to say who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clients that may have a process of a server each; further ones share one, and cannot be asked
+/// questions by it.
+const PROCESSES: usize = 64;
 /// How long a server may think about `server/discover` before it is taken for one that knows only
 /// `initialize`.
 const DISCOVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,27 +107,22 @@ pub(crate) struct Wiring {
     pub(crate) out: Option<mpsc::Sender<Bytes>>,
     /// Header fields the client sent that a server may want (`Mcp-Param-*`).
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Who asks, where that is known.
+    pub(crate) client: Option<Arc<Client>>,
 }
 
-/// What a server says without being asked.
-#[derive(Debug, Clone)]
-pub(crate) struct Unasked {
-    pub(crate) service: Arc<str>,
-    pub(crate) method: Box<str>,
-    pub(crate) params: Option<Json>,
-}
-
-/// One server and the connection to it.
+/// One server and the connections to it.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) spec: ServiceSpec,
-    link: Link,
-}
-
-#[derive(Debug)]
-enum Link {
-    Stdio(Arc<stdio::Stdio>),
-    Http(Arc<http::Http>),
+    maker: link::Maker,
+    shared: Arc<Link>,
+    /// What the clients that share a connection want logged.
+    pub(crate) log_level: Arc<LogLevel>,
+    processes: Arc<Semaphore>,
+    /// Whether one client only is ever served, and which.
+    single: AtomicBool,
+    sole: OnceLock<Weak<Client>>,
 }
 
 impl Upstream {
@@ -122,15 +130,58 @@ impl Upstream {
         spec: ServiceSpec,
         unasked: mpsc::Sender<Unasked>,
     ) -> Result<Self, reqwest::Error> {
-        let link = match &spec.transport {
-            TransportSpec::Stdio { .. } => Link::Stdio(Arc::new(stdio::Stdio::new(&spec, unasked))),
-            TransportSpec::Http { url, headers } => Link::Http(Arc::new(http::Http::new(
-                spec.name.clone(),
-                url.clone(),
-                headers.clone(),
-            )?)),
+        let maker = link::Maker::new(&spec)?;
+        let log_level = Arc::new(LogLevel::default());
+        let side = Side::shared(unasked, log_level.clone());
+        Ok(Self {
+            shared: Arc::new(maker.make(&spec, side, None)),
+            spec,
+            maker,
+            log_level,
+            processes: Arc::new(Semaphore::new(PROCESSES)),
+            single: AtomicBool::new(false),
+            sole: OnceLock::new(),
+        })
+    }
+
+    /// One client only will be served: no connection is made before it has said who it is.
+    pub(crate) fn expect_one_client(&self) {
+        self.single.store(true, Ordering::Relaxed);
+    }
+
+    /// The only client there will be; every connection is its own.
+    pub(crate) fn belong_to(&self, client: &Arc<Client>) {
+        let _ = self.sole.set(Arc::downgrade(client));
+    }
+
+    /// Whether the only client there will be has not been heard of yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let spoken = self.sole.get().and_then(Weak::upgrade);
+        let open = spoken.is_some_and(|client| client.lane(&self.spec.name, || None).is_some());
+        self.single.load(Ordering::Relaxed) && !open
+    }
+
+    /// The connection a client's requests travel over.
+    pub(crate) fn link(&self, client: Option<&Arc<Client>>) -> Arc<Link> {
+        let sole = self.sole.get().and_then(Weak::upgrade);
+        let own = client.filter(|client| client.can_be_asked());
+        let Some(client) = sole.as_ref().or(own) else {
+            return self.shared.clone();
         };
-        Ok(Self { spec, link })
+        let lane = client.lane(&self.spec.name, || {
+            let permit = match (&self.spec.transport, &sole) {
+                (TransportSpec::Stdio { .. }, None) => {
+                    Some(self.processes.clone().try_acquire_owned().ok()?)
+                }
+                _ => None,
+            };
+            let side = self.shared.side().of(client);
+            Some(self.maker.make(&self.spec, side, permit))
+        });
+        lane.unwrap_or_else(|| {
+            tracing::warn!(service = %self.spec.name, "{PROCESSES} clients have a process of their own; this one shares");
+            self.shared.clone()
+        })
     }
 
     /// Sends one request and waits for its answer. `alive` is called for every sign of progress.
@@ -143,47 +194,48 @@ impl Upstream {
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.request(method, params, wiring, alive).await,
-            Link::Http(http) => http.request(method, params, wiring, alive).await,
+        let link = self.link(wiring.client.as_ref());
+        match method {
+            "resources/subscribe" => link.subscribe(&self.spec.name, params, wiring, alive).await,
+            "resources/unsubscribe" => link.end_subscription(params, wiring, alive).await,
+            _ => link.request(method, params, wiring, alive).await,
         }
     }
 
-    /// Who the server is; connects to it where that has not been done.
-    pub(crate) async fn peer(&self) -> Result<Arc<Peer>, UpstreamError> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.peer().await,
-            Link::Http(http) => http.peer().await,
-        }
+    /// Who the server is, to this client; connects to it where that has not been done.
+    pub(crate) async fn peer(
+        &self,
+        client: Option<&Arc<Client>>,
+    ) -> Result<Arc<Peer>, UpstreamError> {
+        self.link(client).peer().await
     }
 
     /// Who the server is, if it is connected.
-    pub(crate) fn known_peer(&self) -> Option<Arc<Peer>> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.known_peer(),
-            Link::Http(http) => http.known_peer(),
-        }
+    pub(crate) fn known_peer(&self, client: Option<&Arc<Client>>) -> Option<Arc<Peer>> {
+        self.link(client).known_peer()
     }
 
     /// Asks for a sign of life in the server's own era: `server/discover` or `ping`. A JSON-RPC
     /// error is one, too.
     pub(crate) async fn probe(&self) -> Result<(), UpstreamError> {
-        let method = if self.peer().await?.modern {
+        let link = self.link(None);
+        let method = if link.peer().await?.modern {
             "server/discover"
         } else {
             "ping"
         };
-        self.request(method, None, &Wiring::default(), &|| {})
+        link.request(method, None, &Wiring::default(), &|| {})
             .await
             .map(drop)
     }
 
-    /// Ends the connection; a child process is killed.
+    /// Ends the shared connection; a child process is killed. Connections of one client end with it.
     pub(crate) async fn close(&self) {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.close().await,
-            Link::Http(http) => http.close().await,
+        let sole = self.sole.get().and_then(Weak::upgrade);
+        for lane in sole.iter().flat_map(|client| client.lanes()) {
+            lane.close().await;
         }
+        self.shared.close().await;
     }
 }
 
@@ -241,8 +293,8 @@ fn initialized(service: &Arc<str>, answer: &Payload) -> Result<(Peer, String), U
     Ok((peer, version))
 }
 
-/// The parameters of `initialize`. The gateway offers no capability of a client: requests a server
-/// makes of its client have nobody to go to on a shared connection.
+/// The parameters of `initialize`, where no client has said them. A connection many share offers no
+/// capability of a client: the questions of a server would have nobody to go to.
 fn initialize_params() -> Json {
     Json::of(&serde_json::json!({
         "protocolVersion": LEGACY, "capabilities": {}, "clientInfo": server_info(),

@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, TransportSpec, Unasked,
-    UpstreamError, Wiring, discovered, initialize_params, initialized,
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, Side, TransportSpec,
+    UpstreamError, Wiring, discovered, initialize_params, initialized, meta, watch::Watches,
 };
 use crate::envelope::{self, Json, Payload};
 use connection::{Connection, lock, log_lines, read, write};
@@ -36,7 +37,8 @@ const WRITE_QUEUE: usize = 64;
 #[derive(Debug)]
 pub(super) struct Stdio {
     spec: ServiceSpec,
-    unasked: mpsc::Sender<Unasked>,
+    side: Side,
+    watches: Arc<Watches>,
     /// Held while a process is being started.
     starting: tokio::sync::Mutex<Starts>,
     current: Mutex<Option<Arc<Connection>>>,
@@ -48,14 +50,17 @@ struct Starts {
     not_before: Option<Instant>,
     /// It cannot bear `server/discover`.
     initialize_only: bool,
+    /// It cannot bear `initialize`.
+    discover_only: bool,
     closed: bool,
 }
 
 impl Stdio {
-    pub(super) fn new(spec: &ServiceSpec, unasked: mpsc::Sender<Unasked>) -> Self {
+    pub(super) fn new(spec: &ServiceSpec, side: Side, watches: Arc<Watches>) -> Self {
         Self {
             spec: spec.clone(),
-            unasked,
+            side,
+            watches,
             starting: tokio::sync::Mutex::default(),
             current: Mutex::default(),
         }
@@ -87,6 +92,16 @@ impl Stdio {
             connection.of_use.store(true, Ordering::Relaxed);
         }
         Ok(answer)
+    }
+
+    /// Says something that needs no answer, if the process is there to hear it.
+    pub(super) fn notify(&self, method: &str, params: Option<&Json>) {
+        if let Some(connection) = self.alive() {
+            let modern = connection.modern.load(Ordering::Relaxed);
+            let params = meta::translate(params, modern, None, None);
+            let text = envelope::notification_message(method, params.as_ref());
+            let _ = connection.writer.try_send(text);
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -142,6 +157,7 @@ impl Stdio {
         if last.is_some_and(sound) {
             *starts = Starts {
                 initialize_only: starts.initialize_only,
+                discover_only: starts.discover_only,
                 ..Starts::default()
             };
         }
@@ -169,8 +185,27 @@ impl Stdio {
         Ok(started)
     }
 
-    /// Starts the process and asks who it is, in the new way first.
+    /// Starts the process and asks who it is: in the client's words where there are any, else in the
+    /// new way first.
     async fn handshake(&self, starts: &mut Starts) -> Result<Arc<Connection>, UpstreamError> {
+        let hello = self.side.hello();
+        if let Some(hello) = hello.as_ref().filter(|_| !starts.discover_only) {
+            let connection = self.spawn()?;
+            let guard = connection.ended.clone().drop_guard();
+            match self.initialize(&connection, hello).await {
+                Ok(()) => {
+                    guard.disarm();
+                    return Ok(connection);
+                }
+                // A server of the newest era alone knows no such method.
+                Err(UpstreamError::Transport {
+                    fault: Fault::Garbage,
+                    ..
+                }) => starts.discover_only = true,
+                Err(error) => return Err(error),
+            }
+        }
+        let hello = hello.unwrap_or_else(initialize_params);
         if !starts.initialize_only {
             let connection = self.spawn()?;
             // Until it is handed out, nobody but this function may keep the process alive.
@@ -181,11 +216,18 @@ impl Stdio {
                 Ok(Ok(answer)) => {
                     if let Some(peer) = discovered(&answer) {
                         let _ = connection.peer.set(Arc::new(peer));
+                        let listening = connection.clone().listen(self.watches.clone());
+                        tokio::spawn(
+                            connection
+                                .ended
+                                .clone()
+                                .run_until_cancelled_owned(listening),
+                        );
                         guard.disarm();
                         return Ok(connection);
                     }
                     // A server of the old era has only answered that it knows no such method.
-                    if self.initialize(&connection).await.is_ok() {
+                    if self.initialize(&connection, &hello).await.is_ok() {
                         guard.disarm();
                         return Ok(connection);
                     }
@@ -197,16 +239,20 @@ impl Stdio {
         }
         let connection = self.spawn()?;
         let guard = connection.ended.clone().drop_guard();
-        self.initialize(&connection).await?;
+        self.initialize(&connection, &hello).await?;
         guard.disarm();
         Ok(connection)
     }
 
-    async fn initialize(&self, connection: &Arc<Connection>) -> Result<(), UpstreamError> {
+    async fn initialize(
+        &self,
+        connection: &Arc<Connection>,
+        params: &Json,
+    ) -> Result<(), UpstreamError> {
         connection.modern.store(false, Ordering::Relaxed);
-        let params = initialize_params();
+        let wiring = Wiring::default();
         let answer = connection
-            .request("initialize", Some(&params), &Wiring::default(), &|| {})
+            .request("initialize", Some(params), &wiring, &|| {})
             .await?;
         let (peer, _) = initialized(&self.spec.name, &answer)?;
         let _ = connection
@@ -216,6 +262,17 @@ impl Stdio {
                 None,
             ))
             .await;
+        // What the clients have asked for already.
+        let logs = peer.capabilities.member("logging").is_some();
+        let level = self.side.log_level().filter(|_| logs);
+        let level = level.map(|level| ("logging/setLevel", json!({ "level": level })));
+        let watched = self.watches.all().into_iter();
+        let watched = watched.map(|uri| ("resources/subscribe", json!({ "uri": uri })));
+        for (method, params) in level.into_iter().chain(watched) {
+            connection
+                .request(method, Some(&Json::of(&params)), &wiring, &|| {})
+                .await?;
+        }
         let _ = connection.peer.set(Arc::new(peer));
         Ok(())
     }
@@ -272,7 +329,9 @@ impl Stdio {
         let connection = Arc::new(Connection {
             service: name.clone(),
             writer,
+            side: self.side.clone(),
             pending: Mutex::default(),
+            questions: Mutex::default(),
             next_id: AtomicU64::new(1),
             modern: AtomicBool::new(true),
             peer: OnceLock::new(),
@@ -282,12 +341,7 @@ impl Stdio {
         });
         tokio::spawn(log_lines(name.clone(), stderr));
         tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
-        tokio::spawn(read(
-            connection.clone(),
-            child,
-            stdout,
-            self.unasked.clone(),
-        ));
+        tokio::spawn(read(connection.clone(), child, stdout));
         Ok(connection)
     }
 }
