@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use crate::call::{Attempt, Degraded, RepeatSafety};
+use crate::call::{Attempt, AttemptRecord, Degraded, RepeatSafety};
 use crate::detect::Detector;
 use crate::failure::Failure;
+use crate::registry::Permit;
 
 /// How a request is sent, and what its answer means.
 pub trait Exchange: Send + Sync {
@@ -38,6 +40,26 @@ pub trait Exchange: Send + Sync {
         outcome: Result<&Self::Answer, &Self::Error>,
         detector: &Detector,
     ) -> Option<Failure>;
+
+    /// The targets of a group that cannot serve the request, such as models whose context is too small
+    /// for it; `failed` is what the call has met so far. They are not asked. Default: none.
+    fn unfit(
+        &self,
+        request: &Self::Request,
+        group: &str,
+        failed: &[AttemptRecord],
+    ) -> Vec<Arc<str>> {
+        let _ = (request, group, failed);
+        Vec::new()
+    }
+
+    /// Gives back the leave to ask the target, after a good answer that took `took`. An answer that is
+    /// still under way when it is handed on, such as a stream, takes the leave along and gives it
+    /// back at its end. Default: the target answered well.
+    fn settle(&self, answer: &mut Self::Answer, permit: Permit, took: Duration) {
+        let _ = answer;
+        permit.succeeded(Instant::now(), took);
+    }
 
     /// The request's arguments as JSON, for strategies that look at them and for the visited set.
     fn arguments(&self, request: &Self::Request) -> Option<Bytes> {

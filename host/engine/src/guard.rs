@@ -77,6 +77,9 @@ pub enum Refusal {
     /// No target that could be asked is left.
     #[error("no other target that can be asked is left")]
     NoTarget,
+    /// The target cannot serve this request at all.
+    #[error("{0:?} cannot serve this request")]
+    Unfit(Arc<str>),
     /// The target's circuit is open, or it is being drained.
     #[error("{0:?} takes no requests now: its circuit is open or it is drained")]
     NotAdmitted(Arc<str>),

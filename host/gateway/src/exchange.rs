@@ -186,42 +186,7 @@ impl Exchange for McpExchange {
                     "the error it answered is no JSON-RPC error",
                 ),
             },
-            Err(error @ UpstreamError::Transport { fault, .. }) => {
-                transport(fault_of(*fault), &chain(error))
-            }
-            Err(UpstreamError::Http {
-                status,
-                headers,
-                body,
-                ..
-            }) => {
-                let header = |name: &str| {
-                    let values: Vec<&str> = headers
-                        .get_all(name)
-                        .iter()
-                        .filter_map(|value| value.to_str().ok())
-                        .collect();
-                    (!values.is_empty()).then(|| values.join(", "))
-                };
-                let now = SystemTime::now();
-                Some(detector.detect(Signal::Http {
-                    status: *status,
-                    header: &header,
-                    body,
-                    now,
-                    session: false,
-                }))
-            }
-            Err(UpstreamError::SessionExpired { .. }) => {
-                let (header, now) = (|_: &str| None, SystemTime::now());
-                Some(detector.detect(Signal::Http {
-                    status: 404,
-                    header: &header,
-                    body: b"",
-                    now,
-                    session: true,
-                }))
-            }
+            Err(error) => Some(classify_error(error, detector)),
         }
     }
 
@@ -340,6 +305,45 @@ impl Exchange for McpExchange {
             }
             _ => None,
         }
+    }
+}
+
+/// What it means that a server gave no answer.
+pub(crate) fn classify_error(error: &UpstreamError, detector: &Detector) -> Failure {
+    match error {
+        UpstreamError::Transport { fault, .. } => detector.detect(Signal::Transport {
+            fault: fault_of(*fault),
+            message: &chain(error),
+        }),
+        UpstreamError::Http {
+            status,
+            headers,
+            body,
+            ..
+        } => {
+            let header = |name: &str| {
+                let values: Vec<&str> = headers
+                    .get_all(name)
+                    .iter()
+                    .filter_map(|value| value.to_str().ok())
+                    .collect();
+                (!values.is_empty()).then(|| values.join(", "))
+            };
+            detector.detect(Signal::Http {
+                status: *status,
+                header: &header,
+                body,
+                now: SystemTime::now(),
+                session: false,
+            })
+        }
+        UpstreamError::SessionExpired { .. } => detector.detect(Signal::Http {
+            status: 404,
+            header: &|_| None,
+            body: b"",
+            now: SystemTime::now(),
+            session: true,
+        }),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use backstop::call::{Failed, Level};
+use backstop::config::Completion;
 use backstop::detect::Signal;
 use backstop::health::Prober;
 use backstop::operation::OperationRules;
@@ -18,6 +19,7 @@ use crate::envelope::Json;
 use crate::exchange::{McpAnswer, McpRequest};
 use crate::front::http::{self, HttpOptions};
 use crate::front::stdio;
+use crate::model::{ModelSpec, Models};
 use crate::router::{Asker, Router};
 use crate::upstream::{ServiceSpec, Upstream, UpstreamError};
 
@@ -28,10 +30,10 @@ const UNASKED_QUEUE: usize = 256;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GatewayError {
-    /// Two services have one name.
-    #[error("two services are named {0:?}")]
+    /// Two services, or two models, have one name.
+    #[error("two are named {0:?}")]
     Twice(Arc<str>),
-    /// There is no HTTP client to be had for a service.
+    /// There is no HTTP client to be had for a service or a model.
     #[error("no HTTP client for {service:?}")]
     Client {
         /// The service.
@@ -46,6 +48,7 @@ pub enum GatewayError {
 #[derive(Clone, Debug)]
 pub struct Gateway {
     router: Arc<Router>,
+    models: Option<Arc<Models>>,
 }
 
 impl Gateway {
@@ -86,7 +89,27 @@ impl Gateway {
                 router.spread(&unasked);
             }
         });
-        Ok(Self { router })
+        Ok(Self {
+            router,
+            models: None,
+        })
+    }
+
+    /// The same gateway with these models at its front over HTTP. Each must be a target of the
+    /// engine's registry under its name and in its group. See [`crate::model`].
+    ///
+    /// # Errors
+    /// [`GatewayError`] names the model.
+    pub fn with_models(
+        mut self,
+        models: Vec<ModelSpec>,
+        options: Completion,
+    ) -> Result<Self, GatewayError> {
+        let engine = self.router.engine.clone();
+        let operations = self.router.exchange.operations.clone();
+        let models = Models::new(engine, operations, models, options)?;
+        self.models = Some(Arc::new(models));
+        Ok(self)
     }
 
     /// The engine.
@@ -124,7 +147,7 @@ impl Gateway {
         stdio::serve(self.router.clone(), input, output, false).await
     }
 
-    /// Serves streamable HTTP at `/mcp` until the gateway shuts down; requests under way are
+    /// Serves streamable HTTP at `/mcp`, and models below `/v1` where there are any, until the gateway shuts down; requests under way are
     /// finished first.
     ///
     /// # Errors
@@ -134,7 +157,8 @@ impl Gateway {
         listener: TcpListener,
         options: HttpOptions,
     ) -> std::io::Result<()> {
-        http::serve(self.router.clone(), listener, options).await
+        let models = self.models.clone();
+        http::serve(self.router.clone(), models, listener, options).await
     }
 
     /// Calls a tool, with fallback, as a client would.

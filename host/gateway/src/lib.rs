@@ -1,5 +1,5 @@
-//! The library behind the `backstop` program: an MCP server in front, MCP clients behind, and the
-//! fallback engine between them.
+//! The library behind the `backstop` program: an MCP server and an OpenAI-compatible API in front, MCP
+//! servers and models behind, and the fallback engine between them.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -10,6 +10,7 @@ pub mod envelope;
 mod exchange;
 mod front;
 mod gateway;
+pub mod model;
 mod rounds;
 mod router;
 pub mod upstream;

@@ -129,11 +129,17 @@ pub(super) fn targets(config: &Config, registry: &Registry, notes: &mut Notes<'_
         limited(spec, &service.limits)
     });
     let models = config.models.iter().map(|model| {
-        let spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
+        let mut spec = TargetSpec::model(model.name.as_str(), model.group.as_str())
             .url(model.base_url.value())
             .attribute("model", &model.model)
+            .attribute("tools", model.tools.to_string())
+            .attribute("vision", model.vision.to_string())
+            .attribute("prefill", model.prefill.to_string())
             .priority(model.priority)
             .weight(weight(model.weight));
+        if let Some(tokens) = model.context_length {
+            spec = spec.attribute("context-length", tokens.to_string());
+        }
         limited(spec, &model.limits)
     });
     for spec in services.chain(models) {

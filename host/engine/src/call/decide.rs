@@ -21,6 +21,10 @@ impl<X: Exchange> Recovery<'_, X> {
     pub(super) async fn decide(&mut self, failure: &Arc<Failure>) -> Plan<X::Answer> {
         let strategies = self.engine.shared.strategies.list();
         let mut situation = None;
+        let request = self.redirected.as_ref().unwrap_or(self.original);
+        self.unfit = self
+            .exchange
+            .unfit(request, &self.group, &self.trouble.attempts);
         for strategy in strategies.iter() {
             if Instant::now() >= self.timing.deadline {
                 break;
@@ -151,10 +155,12 @@ impl<X: Exchange> Recovery<'_, X> {
                 call: self.facts.clone(),
                 arguments: self.exchange.arguments(self.original),
                 present,
-                asked: self
-                    .ledger
-                    .visited
-                    .targets_of(&self.operation, &self.canonical),
+                asked: {
+                    let visited = &self.ledger.visited;
+                    let mut asked = visited.targets_of(&self.operation, &self.canonical);
+                    asked.extend_from_slice(&self.unfit);
+                    asked
+                },
                 known: OnceLock::new(),
             }),
         }
@@ -285,6 +291,9 @@ impl<X: Exchange> Recovery<'_, X> {
                 target: target.name.clone(),
                 operation: self.operation.clone(),
             });
+        }
+        if self.unfit.contains(&target.name) {
+            return Err(Refusal::Unfit(target.name.clone()));
         }
         self.check_admitted(&target)?;
         self.withdraw()?;

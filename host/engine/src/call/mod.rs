@@ -79,8 +79,9 @@ impl Engine {
         let budget = shared.budget_of(&facts.group);
         budget.call_began(started);
 
+        let unfit = exchange.unfit(request, &facts.group, &[]);
         let wanted = PickRequest {
-            exclude: &[],
+            exclude: &unfit,
             kind: None,
             name: call.pin.as_deref(),
         };
@@ -160,8 +161,8 @@ impl Engine {
         let took = now.saturating_duration_since(attempt.started);
         let (failure, raw) = match result {
             Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
-                (None, Ok(answer)) => {
-                    permit.succeeded(now, took);
+                (None, Ok(mut answer)) => {
+                    exchange.settle(&mut answer, permit, took);
                     return Tried::Good { answer };
                 }
                 (Some(failure), raw) => (failure, Some(raw)),

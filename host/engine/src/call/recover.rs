@@ -92,6 +92,8 @@ pub(super) struct Recovery<'a, X: Exchange> {
     pub(super) present: Option<Arc<Target>>,
     pub(super) ledger: Ledger,
     pub(super) trouble: Trouble,
+    /// Targets that cannot serve the present request.
+    pub(super) unfit: Vec<Arc<str>>,
     /// The delay before the last retry, which decorrelated jitter builds on.
     pub(super) previous_delay: Option<Duration>,
     cause: Option<Arc<Failure>>,
@@ -137,6 +139,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             present: None,
             ledger: Ledger::new(engine.shared.settings.load().caps),
             trouble: Trouble::default(),
+            unfit: Vec::new(),
             previous_delay: None,
             cause: None,
             raw: None,
@@ -213,7 +216,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         let now = Instant::now();
         let name = next.target.as_deref().or(self.pin.as_deref());
         let wanted = PickRequest {
-            exclude: &[],
+            exclude: &self.unfit,
             kind: None,
             name,
         };

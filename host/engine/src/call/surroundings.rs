@@ -19,7 +19,7 @@ pub(super) struct CallSurroundings {
     /// The arguments the caller gave.
     pub(super) arguments: Option<Bytes>,
     pub(super) present: Option<Arc<str>>,
-    /// Asked for the present operation and arguments already.
+    /// Asked for the present operation and arguments already, or unfit for them.
     pub(super) asked: Vec<Arc<str>>,
     pub(super) known: OnceLock<Option<KnownGood>>,
 }

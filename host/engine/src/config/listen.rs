@@ -71,7 +71,7 @@ impl Gateway {
     }
 }
 
-fn absolute(r: &mut Reader<'_, '_>, path: String) -> Option<String> {
+pub(super) fn absolute(r: &mut Reader<'_, '_>, path: String) -> Option<String> {
     if path.starts_with('/') && !path.contains(['?', '#', '{', '}', '*', ' ']) {
         return Some(path);
     }

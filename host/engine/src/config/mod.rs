@@ -23,6 +23,7 @@
 //! );
 //! ```
 
+mod completion;
 pub mod cycle;
 mod diagnostic;
 mod limits;
@@ -47,6 +48,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use toml::de::DeTable;
 
+pub use completion::Completion;
 pub use diagnostic::{Diagnostic, Severity};
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
@@ -54,7 +56,7 @@ pub use operation::{Operation, Pattern};
 pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
 pub use strategy::{Grants, Isolation, Limits, OnFault, Strategy};
-pub use targets::{Model, Service, Transport};
+pub use targets::{Model, ModelApi, Service, Transport};
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
 };
@@ -103,6 +105,8 @@ pub struct Config {
     /// Last known good answers; kept only where the section is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<Cache>,
+    /// Calls of models.
+    pub completion: Completion,
     /// The MCP server in front.
     pub gateway: Gateway,
     /// The administration endpoint; there only where the section is.
@@ -126,6 +130,7 @@ impl Default for Config {
             operations: Vec::new(),
             patterns: Vec::new(),
             cache: None,
+            completion: Completion::default(),
             gateway: Gateway::default(),
             admin: None,
         }
@@ -225,9 +230,24 @@ impl Config {
             operations: r.entries("operation", Operation::read),
             patterns: r.entries("pattern", |r| Pattern::read(r, &mut patterns)),
             cache: r.section("cache", Cache::read),
+            completion: r
+                .section("completion", Completion::read)
+                .unwrap_or_default(),
             admin: r.section("admin", |r| Admin::read(r, listen)),
             gateway,
         };
+        let models_path = config.completion.path.trim_end_matches('/');
+        let below = config.gateway.path.strip_prefix(models_path);
+        if !config.models.is_empty()
+            && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        {
+            let reason = format!(
+                "{:?} of [gateway] lies within {:?} of [completion]",
+                config.gateway.path, config.completion.path
+            );
+            let remedy = "Give one of the two another path.";
+            r.issue_here(Issue::error("one path for two", reason, remedy));
+        }
         if !r.has("service") && !r.has("model") {
             let reason = "without a [[service]] or a [[model]] every call fails";
             r.issue_here(Issue::warning(

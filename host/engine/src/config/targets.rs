@@ -23,6 +23,9 @@ fn default_weight() -> u32 {
 /// The most a weight may be: beyond it no ratio that matters is left.
 const HEAVIEST: i64 = 1_000_000;
 
+/// A context no model has.
+const LARGEST_CONTEXT: i64 = 1_000_000_000;
+
 /// One `[[service]]`: an MCP server.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -83,24 +86,70 @@ pub enum Transport {
     },
 }
 
-/// One `[[model]]`: a model behind an OpenAI-compatible API.
+/// Models have a group of their own, since no service can stand in for one.
+fn default_model_group() -> String {
+    "models".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Which API a [`Model`] is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelApi {
+    /// OpenAI's, as most servers speak it: `POST BASE/chat/completions`.
+    #[default]
+    Openai,
+    /// Anthropic's messages: `POST BASE/messages`. Requests and answers are translated.
+    Anthropic,
+}
+
+/// One `[[model]]`: a model behind an OpenAI-compatible API or Anthropic's.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Model {
     /// Its name, unique among services and models; 1 to 128 characters without blanks.
     pub name: String,
-    /// The group of models that can stand in for each other. Default: `default`.
-    #[serde(default = "default_group")]
+    /// The group of models that can stand in for each other; clients ask for the group by this name.
+    /// Default: `models`.
+    #[serde(default = "default_model_group")]
     pub group: String,
     /// The API's base URL, such as `https://api.example.com/v1`.
     pub base_url: Expanded,
+    /// Which API it is: `openai` or `anthropic`. Default: `openai`.
+    #[serde(default)]
+    pub api: ModelApi,
     /// The model as the API knows it. Default: the name.
     #[serde(default)]
     pub model: String,
     /// The environment variable that holds the API key. Default: no key is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_env: Option<String>,
+    /// The file that holds the API key, relative to this file; it is read anew for each request, so
+    /// that a key that is exchanged counts at once. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<PathBuf>,
+    /// Headers sent with every request. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Expanded>,
+    /// How many tokens of request and answer the model takes, 1 to 1000000000. A request that is longer
+    /// by estimate goes to a larger model. Default: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = LARGEST_CONTEXT))]
+    pub context_length: Option<u64>,
+    /// Whether it can be given tools; a request with tools goes to no other. Default: true.
+    #[serde(default = "yes")]
+    pub tools: bool,
+    /// Whether it can be given images; a request with images goes to no other. Default: true.
+    #[serde(default = "yes")]
+    pub vision: bool,
+    /// Whether it goes on with an answer that another began (the request ends with a message of the
+    /// assistant). Many refuse that, or begin anew. Default: false.
+    #[serde(default)]
+    pub prefill: bool,
     /// Its place in the group, higher is asked first. Default: 0 (DESIGN: configuration).
     #[serde(default)]
     pub priority: i32,
@@ -275,8 +324,26 @@ impl Model {
         let name = taken.name(r, "model", name);
         let group = r.read("group", text::name);
         let base_url = r.require("base_url", "\"https://…/v1\"", text::url);
+        const APIS: &[(&str, ModelApi)] = &[
+            ("openai", ModelApi::Openai),
+            ("anthropic", ModelApi::Anthropic),
+        ];
+        let api = r.read("api", value::word(APIS));
         let model = r.read("model", value::text);
         let api_key_env = secret_env(r, "api_key_env", "the API is asked without a key");
+        let api_key_file = r.read("api_key_file", text::file);
+        if r.has("api_key_env") && r.has("api_key_file") {
+            let reason = "there is one key for a model";
+            r.issue(
+                "api_key_file",
+                Issue::error("two keys", reason, "Remove api_key_env or api_key_file."),
+            );
+        }
+        let headers = r.map("headers", header);
+        let context_length = r.read("context_length", value::integer(1..=LARGEST_CONTEXT));
+        let tools = r.read("tools", value::boolean);
+        let vision = r.read("vision", value::boolean);
+        let prefill = r.read("prefill", value::boolean);
         let priority = r.read(
             "priority",
             value::integer(i32::MIN.into()..=i32::MAX.into()),
@@ -285,11 +352,18 @@ impl Model {
         let limits = TargetLimits::read(r);
         let name = name?;
         Some(Self {
-            group: group.unwrap_or_else(default_group),
+            group: group.unwrap_or_else(default_model_group),
             base_url: base_url?,
             model: model.unwrap_or_else(|| name.clone()),
             name,
+            api: api.unwrap_or_default(),
             api_key_env,
+            api_key_file,
+            headers,
+            context_length,
+            tools: tools.unwrap_or(true),
+            vision: vision.unwrap_or(true),
+            prefill: prefill.unwrap_or(false),
             priority: priority.unwrap_or(0),
             weight: weight.unwrap_or_else(default_weight),
             limits,

@@ -108,6 +108,20 @@ pub(super) fn folder(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<PathBuf> {
     ))
 }
 
+/// A file that is there, relative to this one.
+pub(super) fn file(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<PathBuf> {
+    let path = cx.folder.join(text(value, cx)?);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let reason = format!("{} is no file", path.display());
+    Err(Issue::error(
+        "no such file",
+        reason,
+        "Create it, or correct the path (it is relative to this file).",
+    ))
+}
+
 /// A pattern over names, with `*` and `?`.
 pub(super) fn glob(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<String> {
     let text = text(value, cx)?;

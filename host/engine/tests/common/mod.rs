@@ -9,10 +9,10 @@
 )]
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use backstop::call::{Attempt, Degraded, RepeatSafety};
+use backstop::call::{Attempt, AttemptRecord, Degraded, RepeatSafety};
 use backstop::detect::Detector;
 use backstop::registry::TargetSpec;
 use backstop::strategy::{Action, Decision, Entry, Situation, Strategy, StrategyInfo};
@@ -41,6 +41,8 @@ pub struct Script {
     pub sent: Mutex<Vec<(String, String, Instant)>>,
     pub read_only: Vec<&'static str>,
     pub keep: bool,
+    /// Targets that cannot serve any request.
+    pub unfit: Vec<&'static str>,
 }
 
 impl Script {
@@ -150,6 +152,10 @@ impl Exchange for Script {
             Ok(answer) => answer.failure.clone(),
             Err(failure) => Some(failure.clone()),
         }
+    }
+
+    fn unfit(&self, _: &Request, _: &str, _: &[AttemptRecord]) -> Vec<Arc<str>> {
+        self.unfit.iter().map(|name| (*name).into()).collect()
     }
 
     fn arguments(&self, request: &Request) -> Option<Bytes> {

@@ -1,6 +1,7 @@
 //! What every command that uses a configuration begins with: read it, make the engine, reach the
 //! servers.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use backstop::registry::Target;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, Failure, assemble};
 use backstop_gateway::Gateway;
+use backstop_gateway::model::ModelSpec;
 use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
 use futures_util::future::BoxFuture;
 
@@ -61,8 +63,25 @@ impl Host {
             }
             diagnostics.extend(unreachable_command(service, path));
         }
+        let mut models = Vec::new();
+        for model in &config.models {
+            match ModelSpec::from_config(model, &|name| std::env::var(name).ok()) {
+                Ok(spec) => models.push(spec),
+                Err(reason) => {
+                    let field = format!("model {:?}", model.name);
+                    diagnostics.push(Diagnostic::error(path, field, reason));
+                    let _ = engine.registry().deregister(&model.name);
+                }
+            }
+        }
+        diagnostics.extend(mixed_groups(&config, path));
         diagnostics.extend(not_served(&config, path));
-        let gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
+        let mut gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
+        if !models.is_empty() {
+            gateway = gateway
+                .with_models(models, config.completion.clone())
+                .context("the models")?;
+        }
         Ok(Self {
             config,
             gateway,
@@ -181,16 +200,26 @@ fn unreachable_command(service: &Service, path: &Path) -> Option<Diagnostic> {
     })
 }
 
+/// Services and models cannot stand in for one another at the front.
+fn mixed_groups(config: &Config, path: &Path) -> Vec<Diagnostic> {
+    let is_mixed = |group: &&str| config.models.iter().any(|model| model.group == **group);
+    let groups: BTreeSet<&str> = config.services.iter().map(|s| s.group.as_str()).collect();
+    let mixed = groups.iter().filter(|group| is_mixed(group));
+    let warning = |group: &&str| {
+        let reason = format!(
+            "group {group:?} holds services and models, and no request can be answered by either: give the models a group of their own"
+        );
+        Diagnostic::warning(path, "model.group", reason)
+    };
+    mixed.map(warning).collect()
+}
+
 /// What the configuration asks for and this version does not serve.
 fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
     let mut list = Vec::new();
     if config.admin.is_some() {
         let reason = "this version has no administration endpoint yet; the section is ignored";
         list.push(Diagnostic::warning(path, "admin", reason));
-    }
-    if !config.models.is_empty() {
-        let reason = "this version serves no models at its front yet; the entries are targets for embedders only";
-        list.push(Diagnostic::warning(path, "model", reason));
     }
     list
 }

@@ -27,9 +27,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     for diagnostic in &host.diagnostics {
         terminal::complain(&diagnostic.to_string());
     }
-    if host.config.services.is_empty() {
+    if host.config.services.is_empty() && host.config.models.is_empty() {
         terminal::complain(&format!(
-            "backstop: {} has no service that can be used: nothing to serve",
+            "backstop: {} has no service and no model that can be used: nothing to serve",
             path.display()
         ));
         return Ok(ExitCode::from(USAGE));
@@ -71,6 +71,10 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
                     .local_addr()
                     .context("the listener has no address")?;
                 terminal::complain(&format!("listening on http://{address}{}", options.path));
+                if !host.config.models.is_empty() {
+                    let path = &host.config.completion.path;
+                    terminal::complain(&format!("models at http://{address}{path}"));
+                }
                 gateway
                     .serve_http(listener, options)
                     .await

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
@@ -22,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::{Client, Running};
 use crate::envelope::{self, Envelope, Json};
+use crate::model::Models;
 use crate::router::{Asker, Router, Said};
 use crate::upstream::{MAX_MESSAGE_BYTES, META_CAPABILITIES, META_VERSION, MODERN, name_of};
 
@@ -123,6 +125,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Serves the endpoint until the gateway shuts down; requests under way are finished first.
 pub(crate) async fn serve(
     router: Arc<Router>,
+    models: Option<Arc<Models>>,
     listener: TcpListener,
     options: HttpOptions,
 ) -> std::io::Result<()> {
@@ -134,9 +137,14 @@ pub(crate) async fn serve(
     });
     let expiry = tokio::spawn(expire(Arc::downgrade(&front)));
     let _expiry = AbortOnDropHandle::new(expiry);
-    let app = axum::Router::new()
+    let mut app = axum::Router::new()
         .route(&path, axum::routing::any(handle))
-        .with_state(front);
+        .with_state(front.clone());
+    if let Some(models) = models {
+        let limit = front.body_limit();
+        let guard = Arc::new(move |parts: &Parts| front.refusal(parts));
+        app = app.merge(crate::model::front::routes(models, guard, limit));
+    }
     // Small answers must not wait for an acknowledgement (40 ms on some clients).
     let listener = listener.tap_io(|stream| {
         if let Err(error) = stream.set_nodelay(true) {
@@ -166,21 +174,15 @@ async fn expire(front: Weak<Front>) {
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    // HTTP/2 names the host in the address of the request.
-    let host = parts.uri.authority().map(|authority| authority.as_str());
-    if let Err(reason) = front.admit(&parts.headers, host) {
-        return (StatusCode::FORBIDDEN, reason).into_response();
+    match front.refusal(&parts) {
+        None => {}
+        Some(refusal @ (StatusCode::UNAUTHORIZED, _)) => {
+            let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+            return (challenge, refusal).into_response();
+        }
+        Some(refusal) => return refusal.into_response(),
     }
-    if !front.knows(&parts.headers) {
-        let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-        return (
-            StatusCode::UNAUTHORIZED,
-            challenge,
-            "a bearer token is needed",
-        )
-            .into_response();
-    }
-    let limit = front.options.max_body_bytes.min(MAX_MESSAGE_BYTES);
+    let limit = front.body_limit();
     match parts.method {
         Method::POST => match to_bytes(body, limit).await {
             Ok(body) => post(front, parts.headers, body).await,
@@ -245,6 +247,21 @@ impl Front {
         let session = lock(&self.sessions).get(id)?.clone();
         *lock(&session.used) = Instant::now();
         Some(session)
+    }
+
+    fn body_limit(&self) -> usize {
+        self.options.max_body_bytes.min(MAX_MESSAGE_BYTES)
+    }
+
+    /// Why a request is not let in; `None` where it is.
+    fn refusal(&self, parts: &Parts) -> Option<(StatusCode, &'static str)> {
+        // HTTP/2 names the host in the address of the request.
+        let host = parts.uri.authority().map(|authority| authority.as_str());
+        match self.admit(&parts.headers, host) {
+            Err(reason) => Some((StatusCode::FORBIDDEN, reason)),
+            Ok(()) => (!self.knows(&parts.headers))
+                .then_some((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
+        }
     }
 
     /// Whether the request carries the token, where one is asked for. Compared by digest, so that the

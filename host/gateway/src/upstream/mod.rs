@@ -10,11 +10,11 @@
 //! cannot pass through them unchanged.
 
 mod error;
-mod http;
+pub(crate) mod http;
 mod link;
 mod meta;
 mod side;
-mod sse;
+pub(crate) mod sse;
 mod stdio;
 mod watch;
 

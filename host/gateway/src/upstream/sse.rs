@@ -1,4 +1,4 @@
-//! Server-sent events, as far as streamable HTTP uses them: the `data` of each event.
+//! Server-sent events, as far as streamable HTTP and model APIs use them: the `data` of each event.
 
 use bytes::{Bytes, BytesMut};
 
@@ -6,7 +6,7 @@ use super::MAX_MESSAGE_BYTES;
 
 /// Cuts a byte stream into the data of its events (WHATWG HTML, section 9.2).
 #[derive(Debug, Default)]
-pub(super) struct Events {
+pub(crate) struct Events {
     buffer: BytesMut,
     /// How much of the buffer is known to hold no line end.
     scanned: usize,
@@ -16,11 +16,11 @@ pub(super) struct Events {
 /// An event or a line is larger than a message may be.
 #[derive(Debug, thiserror::Error)]
 #[error("an event is larger than {MAX_MESSAGE_BYTES} bytes")]
-pub(super) struct TooLarge;
+pub(crate) struct TooLarge;
 
 impl Events {
     /// Takes in more of the stream.
-    pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<(), TooLarge> {
+    pub(crate) fn feed(&mut self, chunk: &[u8]) -> Result<(), TooLarge> {
         if self.buffer.len() + chunk.len() + self.data.as_ref().map_or(0, Vec::len)
             > MAX_MESSAGE_BYTES
         {
@@ -31,7 +31,7 @@ impl Events {
     }
 
     /// The data of the next whole event; events without data are passed over.
-    pub(super) fn next(&mut self) -> Option<Bytes> {
+    pub(crate) fn next(&mut self) -> Option<Bytes> {
         loop {
             let Some(at) = self.buffer[self.scanned..]
                 .iter()

@@ -141,3 +141,52 @@ fn a_value_json_cannot_hold_does_not_reach_a_strategy() {
         "finite",
     );
 }
+
+#[test]
+fn what_is_said_of_models_must_fit_together() {
+    const MODEL: &str = "[[model]]\nname = 'm'\nbase_url = 'http://localhost:6/v1'\n";
+    let config = parse(MODEL).config;
+    let model = &config.models[0];
+    assert_eq!(
+        (model.group.as_str(), model.model.as_str()),
+        ("models", "m")
+    );
+    assert_eq!(
+        (model.tools, model.vision, model.prefill),
+        (true, true, false)
+    );
+
+    let found = |text: String| {
+        let loaded = parse(&text);
+        loaded
+            .diagnostics
+            .iter()
+            .map(ToString::to_string)
+            .collect::<String>()
+    };
+    for (text, said) in [
+        (
+            format!("{MODEL}api_key_env = 'TOKEN'\napi_key_file = 'none'\n"),
+            ["two keys", "no such file"],
+        ),
+        (
+            format!("{MODEL}api = 'antropic'\n"),
+            ["unknown word", "did you mean \"anthropic\"?"],
+        ),
+        (
+            format!("{MODEL}[gateway]\npath = '/v1/mcp'\n"),
+            ["one path for two", "[completion]"],
+        ),
+        (
+            format!("{MODEL}[completion]\ndeadline = '10s'\n"),
+            ["completion.deadline", "attempt beyond call"],
+        ),
+        (
+            format!("{MODEL}[completion]\nhold_back = '1m'\n"),
+            ["completion.hold_back", "30s"],
+        ),
+    ] {
+        let found = found(text);
+        assert!(said.iter().all(|said| found.contains(said)), "{found}");
+    }
+}

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 use response::Resolver;
+pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
@@ -74,8 +75,12 @@ impl Drop for Session {
     }
 }
 
-/// The client all connections to an endpoint share.
-pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A client for one server; all connections to it share one.
+pub(crate) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     // There is one retry loop, and credentials never follow a redirect to another host.
     let same_origin = redirect::Policy::custom(|attempt| {
         let from = attempt.previous().last().map(Url::origin);
@@ -98,10 +103,6 @@ pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
         client = client.no_proxy();
     }
     client.build()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Http {
@@ -393,7 +394,8 @@ impl Http {
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, UpstreamError> {
         let request = self.request_of(session, method, text, params, headers);
-        request.send().await.map_err(|error| self.fault(error))
+        let sent = request.send().await;
+        sent.map_err(|error| fault(&self.service, error))
     }
 
     fn request_of(

@@ -17,7 +17,7 @@ use crate::envelope::{self, Envelope, Payload};
 /// How often a call that waits for its client is said to be alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How much of an error's body is kept.
-const ERROR_BODY_BYTES: usize = 64 * 1024;
+pub(crate) const ERROR_BODY_BYTES: usize = 64 * 1024;
 
 /// The host's name could not be resolved: a type of our own, because the HTTP client does not say.
 #[derive(Debug, thiserror::Error)]
@@ -59,8 +59,7 @@ impl Http {
         if !status.is_success() {
             let headers = Box::new(response.headers().clone());
             // The status is the news; a body that breaks off takes nothing from it.
-            let body = self
-                .body(&mut response, ERROR_BODY_BYTES)
+            let body = body(&self.service, &mut response, ERROR_BODY_BYTES)
                 .await
                 .unwrap_or_default();
             // The newest revision sends JSON-RPC errors with 400 and 404.
@@ -93,7 +92,7 @@ impl Http {
                     }
                 }
                 let chunk = tokio::select! {
-                    chunk = response.chunk() => chunk.map_err(|error| self.fault(error))?,
+                    chunk = response.chunk() => chunk.map_err(|error| fault(&self.service, error))?,
                     Some(_) = questions.join_next() => continue,
                     // The server waits for the client, not we for the server.
                     () = tokio::time::sleep(SIGN_OF_LIFE), if !questions.is_empty() => {
@@ -112,7 +111,7 @@ impl Http {
                 }
             }
         }
-        let body = self.body(&mut response, MAX_MESSAGE_BYTES).await?;
+        let body = body(&self.service, &mut response, MAX_MESSAGE_BYTES).await?;
         match Envelope::parse(body) {
             Ok(Envelope::Answer {
                 id: Some(given),
@@ -183,49 +182,58 @@ impl Http {
         }
         None
     }
+}
 
-    async fn body(&self, response: &mut Response, limit: usize) -> Result<Bytes, UpstreamError> {
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.fault(error))? {
-            if body.len() + chunk.len() > limit {
-                return Err(UpstreamError::fault(
-                    &self.service,
-                    Fault::Garbage,
-                    format!("more than {limit} bytes"),
-                ));
-            }
-            body.extend_from_slice(&chunk);
+/// A whole body, of at most `limit` bytes.
+pub(crate) async fn body(
+    service: &Arc<str>,
+    response: &mut Response,
+    limit: usize,
+) -> Result<Bytes, UpstreamError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| fault(service, error))?
+    {
+        if body.len() + chunk.len() > limit {
+            return Err(UpstreamError::fault(
+                service,
+                Fault::Garbage,
+                format!("more than {limit} bytes"),
+            ));
         }
-        Ok(body.freeze())
+        body.extend_from_slice(&chunk);
     }
+    Ok(body.freeze())
+}
 
-    /// What a failed exchange says about the connection.
-    pub(super) fn fault(&self, error: reqwest::Error) -> UpstreamError {
-        let mut kind = None;
-        let mut dns = false;
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            dns |= inner.is::<NoSuchHost>();
-            if let Some(io) = inner.downcast_ref::<std::io::Error>() {
-                kind = Some(io.kind());
-            }
-            cause = inner.source();
+/// What a failed exchange says about the connection.
+pub(crate) fn fault(service: &Arc<str>, error: reqwest::Error) -> UpstreamError {
+    let mut kind = None;
+    let mut dns = false;
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        dns |= inner.is::<NoSuchHost>();
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            kind = Some(io.kind());
         }
-        use std::io::ErrorKind;
-        let (fault, text) = match kind {
-            _ if error.is_builder() => (Fault::NotSent, "the request cannot be made"),
-            _ if dns => (Fault::Dns, "the host's name cannot be resolved"),
-            Some(ErrorKind::InvalidData) if error.is_connect() => {
-                (Fault::Tls, "TLS could not be agreed")
-            }
-            _ if error.is_connect() => (Fault::Refused, "no connection"),
-            Some(ErrorKind::UnexpectedEof) => (
-                Fault::Eof,
-                "the connection ended before the answer was whole",
-            ),
-            _ if error.is_decode() => (Fault::Eof, "the answer broke off"),
-            _ => (Fault::Reset, "the connection broke"),
-        };
-        UpstreamError::caused(&self.service, fault, text, error.without_url())
+        cause = inner.source();
     }
+    use std::io::ErrorKind;
+    let (fault, text) = match kind {
+        _ if error.is_builder() => (Fault::NotSent, "the request cannot be made"),
+        _ if dns => (Fault::Dns, "the host's name cannot be resolved"),
+        Some(ErrorKind::InvalidData) if error.is_connect() => {
+            (Fault::Tls, "TLS could not be agreed")
+        }
+        _ if error.is_connect() => (Fault::Refused, "no connection"),
+        Some(ErrorKind::UnexpectedEof) => (
+            Fault::Eof,
+            "the connection ended before the answer was whole",
+        ),
+        _ if error.is_decode() => (Fault::Eof, "the answer broke off"),
+        _ => (Fault::Reset, "the connection broke"),
+    };
+    UpstreamError::caused(service, fault, text, error.without_url())
 }
