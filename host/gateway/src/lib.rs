@@ -5,12 +5,14 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod catalog;
+mod client;
 pub mod envelope;
 mod exchange;
 mod front;
 mod gateway;
 pub mod model;
 mod probe;
+mod rounds;
 mod router;
 pub mod upstream;
 

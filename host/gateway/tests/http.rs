@@ -10,8 +10,9 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use backstop_gateway::HttpOptions;
 use serde_json::{Value, json};
-use support::{Seen, Wire, gateway, http, http_server, serve_http, until};
+use support::{Seen, Wire, gateway, http, http_server, serve_http, serve_http_with, until};
 
 /// An odd result: white space, an order, a number and fields no typed model would keep.
 const ODD: &str = r#"{ "isError" : true , "vendor":{"n":1.50,"n2":[ ]},"content":[{"type":"text","text":"\u00e9","x":null}] }"#;
@@ -349,6 +350,65 @@ async fn a_page_elsewhere_cannot_reach_the_gateway() {
             .status(),
         200
     );
+    gateway.shut_down().await;
+}
+
+/// HTTP/2 has no other place for it.
+#[tokio::test]
+async fn a_host_named_in_the_address_of_a_request_counts_as_well() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let gateway = gateway(vec![]);
+    let front = serve_http(&gateway).await;
+    let address = front[7..].split('/').next().unwrap();
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    for (host, status) in [("evil.example", "403"), (address, "200")] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "POST http://{host}/mcp HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+    }
+    gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_session_left_unused_is_forgotten() {
+    let gateway = gateway(vec![]);
+    let options = HttpOptions {
+        session_idle: std::time::Duration::from_millis(300),
+        ..HttpOptions::default()
+    };
+    let front = serve_http_with(&gateway, options).await;
+    let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {} });
+    let session = post(&front, &[], hello).await.headers()["mcp-session-id"].clone();
+    let session = [("mcp-session-id", session.to_str().unwrap())];
+    let ping = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping" });
+    assert_eq!(post(&front, &session, ping.clone()).await.status(), 200);
+    tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+    assert_eq!(post(&front, &session, ping).await.status(), 404);
+    gateway.shut_down().await;
+}
+
+/// What nobody reads must not hold up what nobody waits for.
+#[tokio::test]
+async fn a_client_that_reads_nothing_does_not_hold_back_its_own_call() {
+    let seen = Arc::new(Seen::default());
+    let (url, _server) = http_server(seen.clone()).await;
+    let gateway = gateway(vec![http("h", &url)]);
+    let front = serve_http(&gateway).await;
+    let work = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": { "name": "work", "_meta": { "progressToken": "t" } } });
+    // The head has come, and the body is left where it is.
+    let unread = post(&front, &[], work).await;
+    until(|| seen.worked.load(Ordering::SeqCst) == 1).await;
+    assert!(unread.text().await.unwrap().contains("worked"));
     gateway.shut_down().await;
 }
 

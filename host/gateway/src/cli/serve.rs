@@ -41,6 +41,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
+    if matches!(front, Front::Stdio) {
+        host.gateway.expect_one_client();
+    }
     let _discovery = host.discover().await;
     let engine = host.gateway.engine();
     // Where health checks are off for all, a target may have some of its own.
@@ -118,6 +121,7 @@ fn options(host: &Host) -> anyhow::Result<HttpOptions> {
         allowed_origins: gateway.allowed_origins.clone(),
         bearer_token,
         max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+        ..HttpOptions::default()
     })
 }
 

@@ -26,6 +26,12 @@ pub(crate) fn tell(
             let only = failed.error.trouble.attempts.len() <= 1 && !told_otherwise;
             match failed.raw {
                 Some(Ok(answer)) if only => answer,
+                Some(Ok(McpAnswer {
+                    payload: Payload::Error(error),
+                    ..
+                })) if failed.error.trouble.attempts.len() <= 1 => McpAnswer::new(Payload::Error(
+                    in_other_words(error, failed.error.message.as_deref().unwrap_or_default()),
+                )),
                 // A tool's own answer stays one, however many were asked before it.
                 Some(Ok(answer)) if answer.is_error() && !told_otherwise => {
                     let label =
@@ -43,6 +49,16 @@ pub(crate) fn tell(
             }
         }
     }
+}
+
+/// The only server's error, as a strategy words it. Its code and its data are what programs go by, so
+/// they stay; words that only repeat the server's take nothing's place.
+fn in_other_words(error: Json, words: &str) -> Json {
+    let own = error.text_member("message").unwrap_or_default();
+    if words.contains(&own) {
+        return error;
+    }
+    error.with_members(&[("message", Some(&Json::of(words)))])
 }
 
 fn labelled(outcome: Outcome<McpAnswer>) -> McpAnswer {
@@ -86,5 +102,23 @@ pub(super) fn typed(answer: McpAnswer, method: &str) -> McpAnswer {
     McpAnswer {
         payload: Payload::Result(result.with_members(&edits)),
         head: answer.head,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_error_keeps_its_code_and_data_whatever_a_strategy_says() {
+        let error =
+            Json::parse(r#"{"code":-32602 ,"message":"no such","data":{"uri":"x"}}"#).unwrap();
+        let repeated = in_other_words(error.clone(), "get failed, which is final: no such");
+        assert_eq!(repeated, error);
+        let reworded = in_other_words(error, "sign in again");
+        assert_eq!(
+            reworded.as_bytes(),
+            br#"{"code":-32602,"data":{"uri":"x"},"message":"sign in again"}"#
+        );
     }
 }

@@ -14,14 +14,15 @@ use std::time::Duration;
 
 use backstop::random::Random;
 use futures_util::future::BoxFuture;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Heard, Peer, ServiceSpec, TransportSpec,
-    UpstreamError, Wiring, discovered, initialize_params, initialized,
+    Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, Side, TransportSpec,
+    UpstreamError, Wiring, discovered, initialize_params, initialized, meta, watch::Watches,
 };
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::chain;
@@ -46,7 +47,8 @@ const WRITE_QUEUE: usize = 64;
 /// A child process and what is needed to start it again.
 pub(super) struct Stdio {
     spec: ServiceSpec,
-    heard: mpsc::Sender<Heard>,
+    side: Side,
+    watches: Arc<Watches>,
     random: Random,
     last_words: LastWords,
     /// Starts it again whenever it has ended; there from the first start on.
@@ -74,14 +76,17 @@ struct Starts {
     not_before: Option<Instant>,
     /// It cannot bear `server/discover`.
     initialize_only: bool,
+    /// It cannot bear `initialize`.
+    discover_only: bool,
     closed: bool,
 }
 
 impl Stdio {
-    pub(super) fn new(spec: &ServiceSpec, heard: mpsc::Sender<Heard>) -> Self {
+    pub(super) fn new(spec: &ServiceSpec, side: Side, watches: Arc<Watches>) -> Self {
         Self {
             spec: spec.clone(),
-            heard,
+            side,
+            watches,
             random: backstop::random::from_os(),
             last_words: LastWords::default(),
             keeper: OnceLock::new(),
@@ -118,6 +123,16 @@ impl Stdio {
             connection.of_use.store(true, Ordering::Relaxed);
         }
         Ok(answer)
+    }
+
+    /// Says something that needs no answer, if the process is there to hear it.
+    pub(super) fn notify(&self, method: &str, params: Option<&Json>) {
+        if let Some(connection) = self.alive() {
+            let modern = connection.modern.load(Ordering::Relaxed);
+            let params = meta::translate(params, modern, None, None);
+            let text = envelope::notification_message(method, params.as_ref());
+            let _ = connection.writer.try_send(text);
+        }
     }
 
     /// Ends the process with which this peer was spoken to.
@@ -190,6 +205,7 @@ impl Stdio {
             Some(true) => {
                 *starts = Starts {
                     initialize_only: starts.initialize_only,
+                    discover_only: starts.discover_only,
                     ..Starts::default()
                 };
             }
@@ -224,7 +240,7 @@ impl Stdio {
         match started {
             Ok(started) => {
                 *lock(&self.current) = Some(started.clone());
-                let _ = self.heard.try_send(Heard::Greeted(name.clone()));
+                self.side.greeted(name);
                 Ok(started)
             }
             Err(error) => {
@@ -240,18 +256,36 @@ impl Stdio {
             return;
         }
         let again = starts.not_before.unwrap_or_else(Instant::now);
-        // When nobody listens there is nobody to tell.
-        let _ = self.heard.try_send(Heard::Crashing(Crash {
+        self.side.crashing(Crash {
             service: self.spec.name.clone(),
             starts: starts.in_a_row,
             reason: reason.to_owned(),
             stderr: lock(&self.last_words).iter().cloned().collect(),
             again_after: again.saturating_duration_since(Instant::now()),
-        }));
+        });
     }
 
-    /// Starts the process and asks who it is, in the new way first.
+    /// Starts the process and asks who it is: in the client's words where there are any, else in the
+    /// new way first.
     async fn handshake(&self, starts: &mut Starts) -> Result<Arc<Connection>, UpstreamError> {
+        let hello = self.side.hello();
+        if let Some(hello) = hello.as_ref().filter(|_| !starts.discover_only) {
+            let connection = self.spawn()?;
+            let guard = connection.ended.clone().drop_guard();
+            match self.initialize(&connection, hello).await {
+                Ok(()) => {
+                    guard.disarm();
+                    return Ok(connection);
+                }
+                // A server of the newest era alone knows no such method.
+                Err(UpstreamError::Transport {
+                    fault: Fault::Garbage,
+                    ..
+                }) => starts.discover_only = true,
+                Err(error) => return Err(error),
+            }
+        }
+        let hello = hello.unwrap_or_else(initialize_params);
         if !starts.initialize_only {
             let connection = self.spawn()?;
             // Until it is handed out, nobody but this function may keep the process alive.
@@ -262,11 +296,18 @@ impl Stdio {
                 Ok(Ok(answer)) => {
                     if let Some(peer) = discovered(&answer) {
                         let _ = connection.peer.set(Arc::new(peer));
+                        let listening = connection.clone().listen(self.watches.clone());
+                        tokio::spawn(
+                            connection
+                                .ended
+                                .clone()
+                                .run_until_cancelled_owned(listening),
+                        );
                         guard.disarm();
                         return Ok(connection);
                     }
                     // A server of the old era has only answered that it knows no such method.
-                    if self.initialize(&connection).await.is_ok() {
+                    if self.initialize(&connection, &hello).await.is_ok() {
                         guard.disarm();
                         return Ok(connection);
                     }
@@ -278,16 +319,20 @@ impl Stdio {
         }
         let connection = self.spawn()?;
         let guard = connection.ended.clone().drop_guard();
-        self.initialize(&connection).await?;
+        self.initialize(&connection, &hello).await?;
         guard.disarm();
         Ok(connection)
     }
 
-    async fn initialize(&self, connection: &Arc<Connection>) -> Result<(), UpstreamError> {
+    async fn initialize(
+        &self,
+        connection: &Arc<Connection>,
+        params: &Json,
+    ) -> Result<(), UpstreamError> {
         connection.modern.store(false, Ordering::Relaxed);
-        let params = initialize_params();
+        let wiring = Wiring::default();
         let answer = connection
-            .request("initialize", Some(&params), &Wiring::default(), &|| {})
+            .request("initialize", Some(params), &wiring, &|| {})
             .await?;
         let (peer, _) = initialized(&self.spec.name, &answer)?;
         let _ = connection
@@ -297,6 +342,17 @@ impl Stdio {
                 None,
             ))
             .await;
+        // What the clients have asked for already.
+        let logs = peer.capabilities.member("logging").is_some();
+        let level = self.side.log_level().filter(|_| logs);
+        let level = level.map(|level| ("logging/setLevel", json!({ "level": level })));
+        let watched = self.watches.all().into_iter();
+        let watched = watched.map(|uri| ("resources/subscribe", json!({ "uri": uri })));
+        for (method, params) in level.into_iter().chain(watched) {
+            connection
+                .request(method, Some(&Json::of(&params)), &wiring, &|| {})
+                .await?;
+        }
         let _ = connection.peer.set(Arc::new(peer));
         Ok(())
     }
@@ -353,7 +409,9 @@ impl Stdio {
         let connection = Arc::new(Connection {
             service: name.clone(),
             writer,
+            side: self.side.clone(),
             pending: Mutex::default(),
+            questions: Mutex::default(),
             next_id: AtomicU64::new(1),
             modern: AtomicBool::new(true),
             peer: OnceLock::new(),
@@ -363,7 +421,7 @@ impl Stdio {
         });
         tokio::spawn(log_lines(name.clone(), stderr, self.last_words.clone()));
         tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
-        tokio::spawn(read(connection.clone(), child, stdout, self.heard.clone()));
+        tokio::spawn(read(connection.clone(), child, stdout));
         Ok(connection)
     }
 }
