@@ -199,11 +199,15 @@ impl Catalog {
                     .iter()
                     .filter(|member| member.group == *group)
                     .map(|member| (member, known.offers.get(&(member.name.clone(), section))));
+                let before = old.list(group, section);
                 if offers.clone().all(|(_, offer)| offer.is_none()) {
+                    // Whoever listed it has left.
+                    if before.is_some_and(|before| !before.items.is_empty()) {
+                        changed.sections.insert(section);
+                    }
                     continue;
                 }
                 let listing = Listing::merge(offers, known.mixed_schemas);
-                let before = old.list(group, section);
                 let told = known.missed.remove(&(group.clone(), section));
                 if before.map_or(told, |before| before.items != listing.items) {
                     changed.sections.insert(section);
