@@ -181,9 +181,11 @@ impl Catalog {
 
     /// Makes the view anew.
     fn renew(&self, known: &mut Known) -> Changed {
-        let mut view = View::default();
-        view.members = known.members.clone();
-        view.mixed_schemas = known.mixed_schemas;
+        let mut view = View {
+            members: known.members.clone(),
+            mixed_schemas: known.mixed_schemas,
+            ..View::default()
+        };
         let mut groups: Vec<Arc<str>> = Vec::new();
         for member in known.members.iter() {
             if !groups.contains(&member.group) {

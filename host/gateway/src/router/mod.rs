@@ -95,7 +95,7 @@ pub(crate) struct Router {
     rounds: Mutex<VecDeque<(String, Arc<str>)>>,
     loading: tokio::sync::Mutex<lists::Tried>,
     /// Servers that are being asked what they offer, and for which client.
-    surveyed: Mutex<HashSet<(Arc<str>, Option<Arc<str>>)>>,
+    surveyed: Mutex<HashSet<survey::Surveyed>>,
     /// Held while the set of servers is replaced.
     changing: Mutex<()>,
     /// Which server a task runs on.

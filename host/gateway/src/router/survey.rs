@@ -19,6 +19,9 @@ use crate::exchange::Upstreams;
 use crate::gateway::GatewayError;
 use crate::upstream::{Crash, Heard, ServiceSpec, Upstream, UpstreamError, Wiring};
 
+/// A server, and the client whose connection it is asked over where that has one of its own.
+pub(super) type Surveyed = (Arc<str>, Option<Arc<str>>);
+
 impl Router {
     /// Makes the servers exactly these. Where `targets` are given, the engine's targets become exactly
     /// those, in the same step.
