@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use backstop_gateway::HttpOptions;
+use backstop_gateway::upstream::{Reread, TransportSpec};
 use serde_json::{Value, json};
 use support::{Seen, Wire, gateway, http, http_server, serve_http, serve_http_with, until};
 
@@ -375,6 +376,97 @@ async fn a_host_named_in_the_address_of_a_request_counts_as_well() {
             "{answer}"
         );
     }
+    gateway.shut_down().await;
+}
+
+/// A server that lets in who knows the token of the day.
+#[derive(Clone, Default)]
+struct Locked {
+    token: Arc<Mutex<String>>,
+    refused: Arc<AtomicU32>,
+}
+
+async fn locked(State(state): State<Locked>, headers: HeaderMap, body: String) -> Response {
+    let message: Value = serde_json::from_str(&body).unwrap();
+    let token = headers
+        .get("authorization")
+        .map(|token| token.to_str().unwrap());
+    if token != Some(&state.token.lock().unwrap()) {
+        // Time for others to be refused as well.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        state.refused.fetch_add(1, Ordering::SeqCst);
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let result = match message["method"].as_str().unwrap() {
+        "server/discover" => {
+            json!({ "supportedVersions": ["2026-07-28"], "capabilities": { "tools": {} } })
+        }
+        "tools/list" => json!({ "tools": [{ "name": "t", "inputSchema": {} }] }),
+        _ => json!({ "content": [] }),
+    };
+    let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+    ([("content-type", "application/json")], answer.to_string()).into_response()
+}
+
+#[tokio::test]
+async fn a_token_that_was_exchanged_is_read_again_once_for_all_who_are_refused() {
+    let state = Locked::default();
+    *state.token.lock().unwrap() = "first".into();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let app = axum::Router::new()
+        .route("/", axum::routing::post(locked))
+        .with_state(state.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let (file, reads) = (Arc::new(Mutex::new("first")), Arc::new(AtomicU32::new(0)));
+    let known =
+        |token: &str| HeaderMap::from_iter([(header::AUTHORIZATION, token.parse().unwrap())]);
+    let mut spec = http("s", &url);
+    let (held, counted) = (file.clone(), reads.clone());
+    spec.transport = TransportSpec::Http {
+        url: url.parse().unwrap(),
+        headers: known("first"),
+        reread: Some(Reread::new("the file", move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let token = *held.lock().unwrap();
+            match token {
+                "" => Err("it is gone".to_owned()),
+                token => Ok(known(token)),
+            }
+        })),
+    };
+    let gateway = gateway(vec![spec]);
+    let call = async || {
+        let mut wire = Wire::to(&gateway);
+        let call =
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "t" } });
+        wire.ask(&call.to_string()).await
+    };
+    assert_eq!(call().await["result"], json!({ "content": [] }));
+    assert_eq!(reads.load(Ordering::SeqCst), 0);
+
+    *state.token.lock().unwrap() = "second".into();
+    *file.lock().unwrap() = "second";
+    let answers = futures_util::future::join_all((0..20).map(|_| call())).await;
+    for answer in answers {
+        assert_eq!(answer["result"], json!({ "content": [] }), "{answer}");
+    }
+    assert_eq!(state.refused.load(Ordering::SeqCst), 20);
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+
+    // What is refused although it is the newest is refused, after one more look, and not tried again.
+    for (token, refused) in [("second", 21), ("", 22)] {
+        *state.token.lock().unwrap() = "third".into();
+        *file.lock().unwrap() = token;
+        let answer = call().await;
+        assert_eq!(
+            answer["error"]["data"]["attempts"][0]["kind"], "Unauthorized",
+            "{answer}"
+        );
+        assert_eq!(state.refused.load(Ordering::SeqCst), refused);
+    }
+    assert_eq!(reads.load(Ordering::SeqCst), 3);
     gateway.shut_down().await;
 }
 

@@ -1,21 +1,21 @@
 //! What every command that uses a configuration begins with: read it, make the engine, reach the
 //! servers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use backstop::config::{Config, Diagnostic, Model, Service, Source, Transport};
+use backstop::config::{Config, Diagnostic, Expanded, Model, Service, Source, Transport};
 use backstop::discovery::{Discovery, Targets};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, assemble};
 use backstop_gateway::Gateway;
 use backstop_gateway::model::ModelSpec;
-use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
+use backstop_gateway::upstream::{Reread, ServiceSpec, TransportSpec};
 
 /// How long the start waits for the sources of targets.
 const FIRST_SEARCH: Duration = Duration::from_secs(5);
@@ -212,22 +212,27 @@ fn spec(service: &Service) -> Result<ServiceSpec, String> {
             cwd: cwd.clone(),
         },
         Transport::Http { url, headers } => {
-            let mut map = HeaderMap::new();
-            for (name, value) in headers {
-                // The value may be a secret: only its name is told.
-                let header = HeaderName::try_from(name.as_str()).map_err(|_| {
-                    format!("the header name {name:?} is not one of HTTP; correct it")
-                })?;
-                let value = HeaderValue::try_from(value.value()).map_err(|_| {
-                    format!("the value of header {name:?} has characters HTTP does not allow")
-                })?;
-                map.insert(header, value);
-            }
+            let map = header_map(headers)?;
+            let reread = headers.values().any(Expanded::is_of_file).then(|| {
+                let headers = headers.clone();
+                Reread::new(format!("{headers:?}"), move || {
+                    let env = |name: &str| std::env::var(name).ok();
+                    let again = |(name, value): (&String, &Expanded)| match value.again(&env) {
+                        Ok(value) => Ok((name.clone(), value)),
+                        Err(error) => Err(format!("header {name:?}: {error}")),
+                    };
+                    header_map(&headers.iter().map(again).collect::<Result<_, _>>()?)
+                })
+            });
             let url = url
                 .value()
                 .parse()
                 .map_err(|error| format!("the url cannot be used: {error}"))?;
-            TransportSpec::Http { url, headers: map }
+            TransportSpec::Http {
+                url,
+                headers: map,
+                reread,
+            }
         }
     };
     Ok(ServiceSpec {
@@ -236,6 +241,21 @@ fn spec(service: &Service) -> Result<ServiceSpec, String> {
         trusted: service.trusted,
         transport,
     })
+}
+
+fn header_map(headers: &BTreeMap<String, Expanded>) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        // The value may be a secret: only its name is told.
+        let header = HeaderName::try_from(name.as_str())
+            .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
+        let mut value = HeaderValue::try_from(value.value()).map_err(|_| {
+            format!("the value of header {name:?} has characters HTTP does not allow")
+        })?;
+        value.set_sensitive(true);
+        map.insert(header, value);
+    }
+    Ok(map)
 }
 
 fn model_spec(model: &Model) -> Result<ModelSpec, String> {

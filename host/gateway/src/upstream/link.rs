@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::http::Http;
+use super::http::{Credentials, Http};
 use super::stdio::Stdio;
 use super::watch::{Watches, Watching};
 use super::{Peer, ServiceSpec, Side, TransportSpec, UpstreamError, Wiring};
@@ -15,14 +15,21 @@ use crate::envelope::{Json, Payload};
 #[derive(Debug)]
 pub(super) enum Maker {
     Stdio,
-    Http(reqwest::Client),
+    Http(reqwest::Client, Arc<Credentials>),
 }
 
 impl Maker {
     pub(super) fn new(spec: &ServiceSpec) -> Result<Self, reqwest::Error> {
         Ok(match &spec.transport {
             TransportSpec::Stdio { .. } => Self::Stdio,
-            TransportSpec::Http { url, .. } => Self::Http(super::http::client(url)?),
+            TransportSpec::Http {
+                url,
+                headers,
+                reread,
+            } => {
+                let credentials = Credentials::new(headers.clone(), reread.clone());
+                Self::Http(super::http::client(url)?, Arc::new(credentials))
+            }
         })
     }
 
@@ -35,11 +42,11 @@ impl Maker {
     ) -> Link {
         let watches = Arc::new(Watches::default());
         let transport = match (self, &spec.transport) {
-            (Self::Http(client), TransportSpec::Http { url, headers }) => {
+            (Self::Http(client, credentials), TransportSpec::Http { url, .. }) => {
                 Transport::Http(Arc::new(Http::new(
                     spec.name.clone(),
                     url.clone(),
-                    headers.clone(),
+                    credentials.clone(),
                     client.clone(),
                     side.clone(),
                     watches.clone(),

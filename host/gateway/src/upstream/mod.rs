@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
 pub use error::{Fault, UpstreamError};
+pub use http::Reread;
 pub(crate) use link::Link;
 pub(crate) use meta::{
     META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION, name_of, server_info,
@@ -87,6 +88,8 @@ pub enum TransportSpec {
         url: reqwest::Url,
         /// Header fields for every request.
         headers: HeaderMap,
+        /// Where they come from, if they may be others by the time the server refuses them.
+        reread: Option<Reread>,
     },
 }
 

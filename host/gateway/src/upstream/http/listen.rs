@@ -75,7 +75,7 @@ impl Http {
         let mut request = self
             .client
             .get(self.url.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(ACCEPT, "text/event-stream")
             .header(VERSION, session.version.clone());
         if let Some(id) = &session.id {

@@ -1,6 +1,7 @@
 //! A server behind streamable HTTP: each request is a POST, answered by JSON or by a stream of
 //! events that ends with the answer.
 
+mod credentials;
 mod listen;
 mod response;
 
@@ -21,6 +22,8 @@ use super::{
     discovered, initialize_params, initialized, meta, name_of, watch::Watches,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
+pub(in crate::upstream) use credentials::Credentials;
+pub use credentials::Reread;
 use response::Resolver;
 pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
@@ -38,7 +41,7 @@ const NAME: HeaderName = HeaderName::from_static("mcp-name");
 pub(super) struct Http {
     service: Arc<str>,
     url: Url,
-    headers: HeaderMap,
+    credentials: Arc<Credentials>,
     client: Client,
     next_id: AtomicU64,
     /// Held while a session is being made.
@@ -110,7 +113,7 @@ impl Http {
     pub(super) fn new(
         service: Arc<str>,
         url: Url,
-        headers: HeaderMap,
+        credentials: Arc<Credentials>,
         client: Client,
         side: Side,
         watches: Arc<Watches>,
@@ -118,7 +121,7 @@ impl Http {
         Self {
             service,
             url,
-            headers,
+            credentials,
             client,
             next_id: AtomicU64::new(1),
             greeting: tokio::sync::Mutex::default(),
@@ -188,7 +191,7 @@ impl Http {
         let request = self
             .client
             .delete(self.url.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(VERSION, session.version.clone())
             .header(SESSION_ID, session.id.clone()?);
         Some(request.timeout(Duration::from_secs(2)))
@@ -392,6 +395,12 @@ impl Http {
         outcome
     }
 
+    fn headers(&self) -> HeaderMap {
+        HeaderMap::clone(&self.credentials.headers())
+    }
+
+    /// Sends a message, and again where it was refused for credentials that are others by now: a server
+    /// that knows nobody has done nothing.
     async fn post(
         &self,
         session: Option<&Session>,
@@ -400,9 +409,16 @@ impl Http {
         params: &Json,
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, UpstreamError> {
+        let fault = |error| fault(&self.service, error);
+        let known = self.credentials.headers();
+        let request = self.request_of(session, method, text.clone(), params, headers);
+        let response = request.send().await.map_err(fault)?;
+        let is_refused = matches!(response.status().as_u16(), 401 | 403);
+        if !is_refused || !self.credentials.are_renewed(&self.service, &known).await {
+            return Ok(response);
+        }
         let request = self.request_of(session, method, text, params, headers);
-        let sent = request.send().await;
-        sent.map_err(|error| fault(&self.service, error))
+        request.send().await.map_err(fault)
     }
 
     fn request_of(
@@ -416,7 +432,7 @@ impl Http {
         let mut request = self
             .client
             .post(self.url.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(ACCEPT, "application/json, text/event-stream")
             .header(CONTENT_TYPE, "application/json");
         let modern = session.map_or(method == "server/discover", |session| session.peer.modern);

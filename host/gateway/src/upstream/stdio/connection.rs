@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
@@ -34,7 +35,8 @@ pub(super) struct Connection {
     pub(super) next_id: AtomicU64,
     /// Whether it is spoken to in the era without sessions.
     pub(super) modern: AtomicBool,
-    pub(super) peer: OnceLock<Arc<Peer>>,
+    /// Who it is, once it has said so.
+    pub(super) peer: ArcSwapOption<Peer>,
     pub(super) born: Instant,
     /// Whether it has answered a request of a client.
     pub(super) of_use: AtomicBool,
@@ -219,11 +221,13 @@ impl Connection {
     /// Asks a server of the newest era to be told what changes, and again when something else is to
     /// be told.
     pub(super) async fn listen(self: Arc<Self>, watches: Arc<Watches>) {
-        let Some(peer) = self.peer.get() else { return };
         let mut changes = watches.changes();
         loop {
             let method = "subscriptions/listen";
-            let asked = watches.listen_params(peer).map(|params| {
+            // It may have gone over to the other era.
+            let peer = self.peer.load_full().filter(|peer| peer.modern);
+            let Some(peer) = peer else { return };
+            let asked = watches.listen_params(&peer).map(|params| {
                 let id = self.next_id.fetch_add(1, Ordering::Relaxed);
                 let params = meta::translate(Some(&params), true, None, None);
                 let text = envelope::request_message(id, method, params.as_ref());

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use backstop::mcp::rpc;
 use backstop::random::Random;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -99,13 +101,12 @@ impl Stdio {
         let connection = self.connection().await?;
         connection
             .peer
-            .get()
-            .cloned()
+            .load_full()
             .ok_or_else(|| connection.exited())
     }
 
     pub(super) fn known_peer(&self) -> Option<Arc<Peer>> {
-        self.alive()?.peer.get().cloned()
+        self.alive()?.peer.load_full()
     }
 
     pub(super) async fn request(
@@ -116,7 +117,12 @@ impl Stdio {
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
         let connection = self.connection().await?;
+        let peer = connection.peer.load_full();
         let answer = connection.request(method, params, wiring, alive).await?;
+        // It speaks another version now: whoever is asked next has agreed on one anew.
+        if answer.error_code() == Some(rpc::UNSUPPORTED_PROTOCOL_VERSION) {
+            self.renegotiate(&connection, peer).await;
+        }
         // What the gateway asks by itself when a server comes up is no use to anybody yet.
         let own = matches!(method, "ping" | "server/discover") || method.ends_with("/list");
         if !own {
@@ -141,8 +147,8 @@ impl Stdio {
         if let Some(connection) = current
             && connection
                 .peer
-                .get()
-                .is_some_and(|there| Arc::ptr_eq(there, peer))
+                .load_full()
+                .is_some_and(|there| Arc::ptr_eq(&there, peer))
         {
             connection.ended.cancel();
         }
@@ -290,30 +296,12 @@ impl Stdio {
             let connection = self.spawn()?;
             // Until it is handed out, nobody but this function may keep the process alive.
             let guard = connection.ended.clone().drop_guard();
-            let wiring = Wiring::default();
-            let ask = connection.request("server/discover", None, &wiring, &|| {});
-            match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
-                Ok(Ok(answer)) => {
-                    if let Some(peer) = discovered(&answer) {
-                        let _ = connection.peer.set(Arc::new(peer));
-                        let listening = connection.clone().listen(self.watches.clone());
-                        tokio::spawn(
-                            connection
-                                .ended
-                                .clone()
-                                .run_until_cancelled_owned(listening),
-                        );
-                        guard.disarm();
-                        return Ok(connection);
-                    }
-                    // A server of the old era has only answered that it knows no such method.
-                    if self.initialize(&connection, &hello).await.is_ok() {
-                        guard.disarm();
-                        return Ok(connection);
-                    }
+            match self.agree(&connection, &hello).await {
+                Ok(()) => {
+                    guard.disarm();
+                    return Ok(connection);
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "ended over server/discover"),
-                Err(_) => tracing::debug!(service = %self.spec.name, "silent to server/discover"),
+                Err(error) => tracing::debug!(%error, "bears no server/discover"),
             }
             starts.initialize_only = true;
         }
@@ -322,6 +310,53 @@ impl Stdio {
         self.initialize(&connection, &hello).await?;
         guard.disarm();
         Ok(connection)
+    }
+
+    /// Asks a running process who it is: in the new way first.
+    async fn agree(&self, connection: &Arc<Connection>, hello: &Json) -> Result<(), UpstreamError> {
+        connection.modern.store(true, Ordering::Relaxed);
+        let wiring = Wiring::default();
+        let ask = connection.request("server/discover", None, &wiring, &|| {});
+        let Ok(answer) = tokio::time::timeout(DISCOVER_TIMEOUT, ask).await else {
+            let text = "it was silent to `server/discover`";
+            return Err(UpstreamError::fault(&self.spec.name, Fault::NotSent, text));
+        };
+        let Some(peer) = discovered(&answer?) else {
+            // A server of the old era has only answered that it knows no such method.
+            return self.initialize(connection, hello).await;
+        };
+        let before = connection.peer.swap(Some(Arc::new(peer)));
+        // One that listens already goes on.
+        if before.is_none_or(|before| !before.modern) {
+            let listening = connection.clone().listen(self.watches.clone());
+            let ended = connection.ended.clone();
+            tokio::spawn(ended.run_until_cancelled_owned(listening));
+        }
+        Ok(())
+    }
+
+    /// Agrees on a version anew with a process that no longer speaks the one agreed on with `peer`, once
+    /// for all who hear of it. What is under way in it goes on.
+    async fn renegotiate(self: &Arc<Self>, connection: &Arc<Connection>, peer: Option<Arc<Peer>>) {
+        let (this, connection) = (self.clone(), connection.clone());
+        // On a task of its own: a caller that gives up must not undo what others wait for.
+        let agreed = tokio::spawn(async move {
+            let _one_at_a_time = this.starting.lock().await;
+            let now = connection.peer.load_full();
+            if peer.as_ref().map(Arc::as_ptr) != now.as_ref().map(Arc::as_ptr) {
+                return;
+            }
+            let hello = this.side.hello().unwrap_or_else(initialize_params);
+            let agreed = this.agree(&connection, &hello);
+            let service = &this.spec.name;
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, agreed).await {
+                Ok(Ok(())) => this.side.greeted(service),
+                Ok(Err(error)) => tracing::warn!(%error, "no version can be agreed on"),
+                Err(_) => tracing::warn!(%service, "slow to agree on a version"),
+            }
+        });
+        // Whatever came of it, the next request shows.
+        let _ = agreed.await;
     }
 
     async fn initialize(
@@ -353,7 +388,7 @@ impl Stdio {
                 .request(method, Some(&Json::of(&params)), &wiring, &|| {})
                 .await?;
         }
-        let _ = connection.peer.set(Arc::new(peer));
+        connection.peer.store(Some(Arc::new(peer)));
         Ok(())
     }
 
@@ -414,7 +449,7 @@ impl Stdio {
             questions: Mutex::default(),
             next_id: AtomicU64::new(1),
             modern: AtomicBool::new(true),
-            peer: OnceLock::new(),
+            peer: ArcSwapOption::empty(),
             born: Instant::now(),
             of_use: AtomicBool::new(false),
             ended: CancellationToken::new(),
