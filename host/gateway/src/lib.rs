@@ -17,5 +17,6 @@ mod router;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};
-pub use front::http::HttpOptions;
+pub use front::http::{HttpOptions, Limits};
+pub use front::tls::{Tls, TlsError};
 pub use gateway::{Gateway, GatewayError, ToolCallError};

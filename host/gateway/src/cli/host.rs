@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use backstop::config::{Config, Diagnostic, Expanded, Model, Service, Source, Transport};
+use backstop::config::{self, Config, Diagnostic, Expanded, Model, Service, Source, Transport};
 use backstop::discovery::{Discovery, Targets};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, assemble};
-use backstop_gateway::Gateway;
 use backstop_gateway::model::ModelSpec;
 use backstop_gateway::upstream::{Reread, ServiceSpec, TransportSpec};
+use backstop_gateway::{Gateway, Tls, TlsError};
 
 /// How long the start waits for the sources of targets.
 const FIRST_SEARCH: Duration = Duration::from_secs(5);
@@ -81,6 +81,10 @@ impl Host {
         }
         diagnostics.extend(mixed_groups(&config, path));
         diagnostics.extend(not_served(&config, path));
+        if let Err(error) = tls(&config.gateway) {
+            let reason = format!("{:#}", anyhow::Error::new(error));
+            diagnostics.push(Diagnostic::error(path, "gateway.tls_certificate", reason));
+        }
         let mut gateway = Gateway::new(engine, operations, specs).context("the gateway")?;
         let mut sources = config.discoveries.iter();
         let may_come = sources.any(|source| matches!(source.source, Source::File { .. }));
@@ -293,6 +297,14 @@ fn mixed_groups(config: &Config, path: &Path) -> Vec<Diagnostic> {
         Diagnostic::warning(path, "model.group", reason)
     };
     mixed.map(warning).collect()
+}
+
+/// What the front is to show, where it is to speak TLS.
+pub(crate) fn tls(gateway: &config::Gateway) -> Result<Option<Tls>, TlsError> {
+    match (&gateway.tls_certificate, &gateway.tls_key) {
+        (Some(certificate), Some(key)) => Tls::read(certificate, key).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// What the configuration asks for and this version does not serve.

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use backstop::health::HealthChecker;
 use backstop::plugins::WatchOptions;
-use backstop_gateway::HttpOptions;
+use backstop_gateway::{HttpOptions, Limits};
 use tokio::net::TcpListener;
 
-use super::host::Host;
+use super::host::{Host, tls};
 use super::{USAGE, terminal};
 
 /// How long requests under way may take to finish when the program is asked to end.
@@ -70,10 +70,18 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
                 let address = listener
                     .local_addr()
                     .context("the listener has no address")?;
-                terminal::complain(&format!("listening on http://{address}{}", options.path));
+                let scheme = if options.tls.is_some() {
+                    "https"
+                } else {
+                    "http"
+                };
+                terminal::complain(&format!(
+                    "listening on {scheme}://{address}{}",
+                    options.path
+                ));
                 if !host.config.models.is_empty() {
                     let path = &host.config.completion.path;
-                    terminal::complain(&format!("models at http://{address}{path}"));
+                    terminal::complain(&format!("models at {scheme}://{address}{path}"));
                 }
                 gateway
                     .serve_http(listener, options)
@@ -122,6 +130,12 @@ fn options(host: &Host) -> anyhow::Result<HttpOptions> {
         allowed_origins: gateway.allowed_origins.clone(),
         bearer_token,
         max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+        limits: Limits {
+            max_connections: usize::try_from(gateway.max_connections).unwrap_or(usize::MAX),
+            max_header_bytes: usize::try_from(gateway.max_header).unwrap_or(usize::MAX),
+            idle: gateway.idle,
+        },
+        tls: tls(gateway)?,
         ..HttpOptions::default()
     })
 }

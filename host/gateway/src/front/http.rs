@@ -12,7 +12,6 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::ListenerExt;
 use backstop::mcp::rpc;
 use futures_util::stream::{self, Stream, StreamExt};
 use sha2::{Digest as _, Sha256};
@@ -21,6 +20,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::tls::Tls;
 use crate::client::{Client, Running};
 use crate::envelope::{self, Envelope, Json};
 use crate::model::Models;
@@ -35,6 +35,28 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_EVENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
 /// Messages about one request, or about none, that may wait for a slow reader.
 const NOTIFICATION_QUEUE: usize = 256;
+
+/// What clients may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time; a further client is sent away with 503. Default: 10 000.
+    pub max_connections: usize,
+    /// The largest head of a request, in bytes, at least 8 KiB. Default: 64 KiB.
+    pub max_header_bytes: usize,
+    /// How long a connection may be open without a request, and how long a client may take to send one.
+    /// Default: 75 s. A client of HTTP/2 is asked for a sign of life instead.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_header_bytes: 64 * 1024,
+            idle: Duration::from_secs(75),
+        }
+    }
+}
 
 /// How the HTTP front is served, and to whom.
 #[derive(Clone)]
@@ -55,6 +77,10 @@ pub struct HttpOptions {
     /// Values of `Origin` that may call. Loopback origins always may; requests without an `Origin`
     /// are not from a browser.
     pub allowed_origins: Vec<String>,
+    /// What clients may take.
+    pub limits: Limits,
+    /// The certificate to show; without one no TLS is spoken. Default: none.
+    pub tls: Option<Tls>,
 }
 
 impl Default for HttpOptions {
@@ -66,6 +92,8 @@ impl Default for HttpOptions {
             session_idle: Duration::from_secs(60 * 60),
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            limits: Limits::default(),
+            tls: None,
         }
     }
 }
@@ -80,6 +108,8 @@ impl std::fmt::Debug for HttpOptions {
             .field("session_idle", &self.session_idle)
             .field("allowed_hosts", &self.allowed_hosts)
             .field("allowed_origins", &self.allowed_origins)
+            .field("limits", &self.limits)
+            .field("tls", &self.tls)
             .finish()
     }
 }
@@ -130,6 +160,7 @@ pub(crate) async fn serve(
     options: HttpOptions,
 ) -> std::io::Result<()> {
     let (path, shutdown) = (options.path.clone(), router.closing.clone());
+    let (limits, tls) = (options.limits, options.tls.clone().map(|tls| tls.0));
     let front = Arc::new(Front {
         router,
         options,
@@ -145,15 +176,7 @@ pub(crate) async fn serve(
         let guard = Arc::new(move |parts: &Parts| front.refusal(parts));
         app = app.merge(crate::model::front::routes(models, guard, limit));
     }
-    // Small answers must not wait for an acknowledgement (40 ms on some clients).
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move { shutdown.cancelled().await })
-        .await
+    super::serve::serve(listener, tls, limits, app, shutdown).await
 }
 
 /// Forgets sessions whose clients have gone without a word.
@@ -184,14 +207,18 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     }
     let limit = front.body_limit();
     match parts.method {
-        Method::POST => match to_bytes(body, limit).await {
-            Ok(body) => post(front, parts.headers, body).await,
-            Err(_) => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("more than {limit} bytes"),
-            )
-                .into_response(),
-        },
+        Method::POST => {
+            let body = tokio::time::timeout(front.options.limits.idle, to_bytes(body, limit));
+            match body.await {
+                Ok(Ok(body)) => post(front, parts.headers, body).await,
+                Ok(Err(_)) => (
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("more than {limit} bytes"),
+                )
+                    .into_response(),
+                Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+            }
+        }
         Method::GET => listen(&front, &parts.headers),
         Method::DELETE => match front
             .session_id(&parts.headers)

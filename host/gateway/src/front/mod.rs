@@ -2,4 +2,6 @@
 //! client that gives up take its request with it.
 
 pub(crate) mod http;
+mod serve;
 pub(crate) mod stdio;
+pub(crate) mod tls;

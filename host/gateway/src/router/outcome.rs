@@ -85,19 +85,25 @@ fn with_label(answer: McpAnswer, label: &Json) -> McpAnswer {
     }
 }
 
-/// A result as the newest revision wants it, where it comes from a server of an older one.
+/// A result as the newest revision wants it, whatever the server made of it.
 pub(super) fn typed(answer: McpAnswer, method: &str) -> McpAnswer {
     let Payload::Result(result) = &answer.payload else {
         return answer;
     };
-    if answer.head.typed {
-        return answer;
-    }
     let (complete, zero, private) = (Json::of("complete"), Json::of(&0), Json::of("private"));
-    let mut edits = vec![("resultType", Some(&complete))];
+    let mut edits = Vec::new();
+    if !answer.head.typed {
+        edits.push(("resultType", Some(&complete)));
+    }
     if method.ends_with("/list") || method == "resources/read" {
-        edits.push(("ttlMs", Some(&zero)));
-        edits.push(("cacheScope", Some(&private)));
+        let wanted = [("ttlMs", &zero), ("cacheScope", &private)];
+        let missing = wanted
+            .into_iter()
+            .filter(|(name, _)| result.member(name).is_none());
+        edits.extend(missing.map(|(name, value)| (name, Some(value))));
+    }
+    if edits.is_empty() {
+        return answer;
     }
     McpAnswer {
         payload: Payload::Result(result.with_members(&edits)),
@@ -108,6 +114,27 @@ pub(super) fn typed(answer: McpAnswer, method: &str) -> McpAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_gets_what_the_newest_revision_asks_for_and_keeps_what_it_has() {
+        let told = |result: &'static str, method: &str| {
+            let result = Payload::Result(Json::parse(result).unwrap());
+            let told = typed(McpAnswer::new(result), method).payload;
+            serde_json::from_slice::<serde_json::Value>(told.as_bytes()).unwrap()
+        };
+        let of_old = told(r#"{"tools":[]}"#, "tools/list");
+        let whole =
+            json!({ "tools": [], "resultType": "complete", "ttlMs": 0, "cacheScope": "private" });
+        assert_eq!(of_old, whole);
+        let half = told(
+            r#"{"resultType":"complete","ttlMs":5,"tools":[]}"#,
+            "tools/list",
+        );
+        assert_eq!(half["ttlMs"], 5);
+        assert_eq!(half["cacheScope"], "private");
+        let call = told(r#"{"resultType":"vendor"}"#, "tools/call");
+        assert_eq!(call, json!({ "resultType": "vendor" }));
+    }
 
     #[test]
     fn a_servers_error_keeps_its_code_and_data_whatever_a_strategy_says() {
