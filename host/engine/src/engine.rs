@@ -18,10 +18,11 @@ use crate::failure::Failure;
 use crate::guard::Caps;
 use crate::hedge::AnswerTimes;
 use crate::kind::Kind;
+use crate::metrics::{self, Meter};
 use crate::random::{self, Random};
 use crate::registry::{Registry, RegistryConfig, RegistryConfigError, Target, TargetChange};
 use crate::retry::RetryManager;
-use crate::strategy::StrategyManager;
+use crate::strategy::{ManagerError, StrategyManager};
 
 /// How long things may take where a call does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) ids: AtomicU64,
     pub(crate) answer_times: AnswerTimes,
+    pub(crate) meter: Meter,
     events: Arc<Events>,
     budgets: Budgets,
     wall_clock: WallClock,
@@ -84,8 +86,16 @@ impl Shared {
             .of(group, || self.registry.list_group(group).is_empty())
     }
 
+    /// Counts what happened and tells the subscribers. Where neither is wanted, nothing is built.
     pub(crate) fn emit(&self, what: impl FnOnce() -> EventKind) {
-        self.events.emit(|| self.wall_clock(), what);
+        if !self.meter.on {
+            return self.events.emit(|| self.wall_clock(), what);
+        }
+        let what = what();
+        // Names of groups may come from outside, and every one that is counted is kept for good.
+        self.meter
+            .observe(&what, |name| self.registry.has_group(name));
+        self.events.emit(|| self.wall_clock(), || what);
     }
 
     pub(crate) fn wall_clock(&self) -> SystemTime {
@@ -184,6 +194,37 @@ impl Engine {
         self.shared.events.subscribe()
     }
 
+    /// Sets the gauges of the targets and the budgets, for an exporter that is about to read them.
+    /// Without [`EngineBuilder::metrics`] it does nothing.
+    pub fn sample_metrics(&self) {
+        if !self.shared.meter.on {
+            return;
+        }
+        for target in self.shared.registry.list() {
+            metrics::sample(&target);
+        }
+        for group in self.shared.registry.groups() {
+            metrics::sample_budget(&group, self.budget_left(&group));
+        }
+    }
+
+    /// Lets a strategy take part again, or leaves it out until it is let back, whatever becomes of its
+    /// file meanwhile. Says whether that is a change.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] if there is no such strategy.
+    pub fn set_strategy_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
+        let changed = self.shared.strategies.set_enabled(name, enabled)?;
+        if changed {
+            let strategy = name.into();
+            self.announce(match enabled {
+                true => EventKind::StrategyEnabled { strategy },
+                false => EventKind::StrategyDisabled { strategy },
+            });
+        }
+        Ok(changed)
+    }
+
     /// Tells the subscribers of something that happened outside a call.
     pub fn announce(&self, what: EventKind) {
         self.shared.emit(|| what);
@@ -206,10 +247,15 @@ fn target_event(target: &Target, change: &TargetChange) -> Option<EventKind> {
     Some(match change {
         TargetChange::Up => EventKind::TargetUp { target },
         TargetChange::Down => EventKind::TargetDown { target },
-        TargetChange::CircuitOpened { open_for, .. } => EventKind::CircuitOpened {
+        TargetChange::CircuitOpened {
+            open_for, cause, ..
+        } => EventKind::CircuitOpened {
             target,
             open_for: *open_for,
+            cause: *cause,
         },
+        TargetChange::Held => EventKind::TargetHeld { target },
+        TargetChange::Released => EventKind::TargetReleased { target },
         TargetChange::CircuitHalfOpened => EventKind::CircuitHalfOpened { target },
         TargetChange::CircuitClosed => EventKind::CircuitClosed { target },
         TargetChange::Recovered { after } => EventKind::Recovered {
@@ -234,6 +280,7 @@ pub struct EngineBuilder {
     random: Option<Random>,
     wall_clock: Option<WallClock>,
     registry: RegistryConfig,
+    meter: Meter,
 }
 
 impl EngineBuilder {
@@ -285,6 +332,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Counts and times calls, attempts, fallbacks and strategies, for the recorder of the
+    /// `metrics` crate that is installed when the first call is made. Default: nothing is counted. See
+    /// [`crate::metrics`].
+    pub fn metrics(mut self) -> Self {
+        self.meter.on = true;
+        self
+    }
+
     /// Builds the engine.
     ///
     /// # Errors
@@ -330,6 +385,7 @@ impl EngineBuilder {
                 random,
                 ids: AtomicU64::new(1),
                 answer_times: AnswerTimes::default(),
+                meter: self.meter,
                 budgets: Budgets {
                     nowhere,
                     table: ArcSwap::default(),

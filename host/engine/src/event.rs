@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
-use crate::call::{AttemptKind, CallId, Degraded, Ending};
+use crate::call::{AttemptKind, CallId, Degraded, Ending, Level, Trouble};
+use crate::circuit::OpenCause;
 use crate::failure::Failure;
 use crate::strategy::ActionKind;
 
@@ -120,24 +121,41 @@ pub enum EventKind {
     /// A call that had trouble was answered.
     CallSaved {
         call: CallId,
+        group: Arc<str>,
+        operation: Arc<str>,
+        level: Level,
         served_by: Option<Arc<str>>,
         degraded: Option<Degraded>,
         attempts: u32,
         #[serde(rename = "duration_ms", serialize_with = "crate::call::as_millis")]
         duration: Duration,
+        /// Every failed attempt, every strategy asked: the call's explanation.
+        #[serde(rename = "explanation")]
+        trouble: Arc<Trouble>,
     },
     /// A call ended without an answer.
     CallFailed {
         call: CallId,
+        group: Arc<str>,
+        operation: Arc<str>,
+        level: Level,
         ending: Ending,
         kind: crate::Kind,
         attempts: u32,
         #[serde(rename = "duration_ms", serialize_with = "crate::call::as_millis")]
         duration: Duration,
+        /// Every failed attempt, every strategy asked: the call's explanation.
+        #[serde(rename = "explanation")]
+        trouble: Arc<Trouble>,
     },
+    /// A strategy is left out until an operator lets it back.
+    StrategyDisabled { strategy: Arc<str> },
+    /// A strategy that was left out by an operator takes part again.
+    StrategyEnabled { strategy: Arc<str> },
     /// A target's circuit opened: live traffic leaves it alone.
     CircuitOpened {
         target: Arc<str>,
+        cause: OpenCause,
         #[serde(rename = "open_for_ms", serialize_with = "crate::call::as_millis")]
         open_for: Duration,
     },
@@ -149,6 +167,10 @@ pub enum EventKind {
     TargetUp { target: Arc<str> },
     /// The health checks call a target ill.
     TargetDown { target: Arc<str> },
+    /// An operator holds a target: what is under way at it finishes, nothing new begins.
+    TargetHeld { target: Arc<str> },
+    /// A target that was held by an operator takes requests again.
+    TargetReleased { target: Arc<str> },
     /// A target was registered.
     TargetAdded { target: Arc<str>, group: Arc<str> },
     /// A target was taken out: what is under way at it finishes, nothing new begins.
@@ -184,6 +206,43 @@ pub enum EventKind {
     ConfigApplied { source: String },
     /// A configuration, or what a source of targets says, was refused; the old one stays.
     ConfigRejected { source: String, reason: String },
+}
+
+impl EventKind {
+    /// Its name, as the JSON form writes it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::RetryScheduled { .. } => "retry_scheduled",
+            Self::HedgeSent { .. } => "hedge_sent",
+            Self::FallbackTaken { .. } => "fallback_taken",
+            Self::ActionRefused { .. } => "action_refused",
+            Self::StrategyFaulted { .. } => "strategy_faulted",
+            Self::StrategyQuarantined { .. } => "strategy_quarantined",
+            Self::StrategyLoaded { .. } => "strategy_loaded",
+            Self::StrategyReloaded { .. } => "strategy_reloaded",
+            Self::StrategyRemoved { .. } => "strategy_removed",
+            Self::StrategyRejected { .. } => "strategy_rejected",
+            Self::StrategyDisabled { .. } => "strategy_disabled",
+            Self::StrategyEnabled { .. } => "strategy_enabled",
+            Self::CallSaved { .. } => "call_saved",
+            Self::CallFailed { .. } => "call_failed",
+            Self::CircuitOpened { .. } => "circuit_opened",
+            Self::CircuitHalfOpened { .. } => "circuit_half_opened",
+            Self::CircuitClosed { .. } => "circuit_closed",
+            Self::TargetUp { .. } => "target_up",
+            Self::TargetDown { .. } => "target_down",
+            Self::TargetHeld { .. } => "target_held",
+            Self::TargetReleased { .. } => "target_released",
+            Self::TargetAdded { .. } => "target_added",
+            Self::TargetRemoved { .. } => "target_removed",
+            Self::TargetCrashing { .. } => "target_crashing",
+            Self::ToolDiffers { .. } => "tool_differs",
+            Self::Recovered { .. } => "recovered",
+            Self::ConfigApplied { .. } => "config_applied",
+            Self::ConfigRejected { .. } => "config_rejected",
+        }
+    }
 }
 
 /// Where events go out.

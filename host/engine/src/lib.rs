@@ -158,6 +158,7 @@ pub mod hedge;
 mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
+pub mod metrics;
 pub mod operation;
 #[cfg(all(feature = "config", feature = "component"))]
 pub mod plugins;

@@ -4,9 +4,11 @@
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod admin;
 mod catalog;
 mod client;
 pub mod envelope;
+pub mod event_log;
 mod exchange;
 mod front;
 mod gateway;
@@ -14,6 +16,7 @@ pub mod model;
 mod probe;
 mod rounds;
 mod router;
+pub mod telemetry;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};

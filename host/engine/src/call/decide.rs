@@ -20,7 +20,7 @@ use crate::strategy::{Action, ActionKind, AnswerData, Entry, OnFault, Situation,
 impl<X: Exchange> Recovery<'_, X> {
     /// Asks the strategies in order until the guard allows what one proposes.
     pub(super) async fn decide(&mut self, failure: &Arc<Failure>) -> Plan<X::Answer> {
-        let strategies = self.engine.shared.strategies.list();
+        let strategies = self.engine.shared.strategies.active();
         let mut situation = None;
         let request = self.redirected.as_ref().unwrap_or(self.original);
         self.unfit = self
@@ -35,8 +35,16 @@ impl<X: Exchange> Recovery<'_, X> {
             if !strategy.is_interested(situation) {
                 continue;
             }
-            let decision = match timeout_at(self.timing.deadline, strategy.decide(situation)).await
-            {
+            let asked = Instant::now();
+            let decided = timeout_at(self.timing.deadline, strategy.decide(situation)).await;
+            // Where the condition says no, nothing else was asked.
+            let phase = match &decided {
+                Ok(Ok(None)) => "condition",
+                _ => "decision",
+            };
+            let meter = self.engine.shared.meter;
+            meter.decided(strategy.name(), phase, asked.elapsed());
+            let decision = match decided {
                 Ok(Ok(Some(decision))) if decision.action != Action::Decline => decision,
                 Ok(Ok(_)) => {
                     self.step(strategy, Verdict::Declined);

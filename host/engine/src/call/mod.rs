@@ -122,6 +122,7 @@ impl Engine {
             other: None,
         } = first
         {
+            shared.meter.call_answered(&by.target, facts.level, started);
             return Ok(Outcome {
                 answer,
                 id: facts.id,
@@ -172,6 +173,7 @@ impl Engine {
             Some(raw) => match (exchange.classify(raw.as_ref(), &self.shared.detector), raw) {
                 (None, Ok(mut answer)) => {
                     exchange.settle(&mut answer, permit, took);
+                    self.shared.meter.attempt_answered(attempt);
                     return Tried::Good { answer };
                 }
                 (Some(mut failure), raw) => {

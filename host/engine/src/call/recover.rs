@@ -379,10 +379,14 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         };
         self.engine.shared.emit(|| EventKind::CallSaved {
             call: outcome.id,
+            group: self.facts.group.clone(),
+            operation: self.facts.operation.clone(),
+            level: self.facts.level,
             served_by: outcome.served_by.clone(),
             degraded: outcome.degraded.clone(),
             attempts: outcome.attempts(),
             duration: self.timing.started.elapsed(),
+            trouble: Arc::new(outcome.trouble.as_deref().cloned().unwrap_or_default()),
         });
         outcome
     }
@@ -410,10 +414,14 @@ impl<'a, X: Exchange> Recovery<'a, X> {
         };
         self.engine.shared.emit(|| EventKind::CallFailed {
             call: error.id,
+            group: error.group.clone(),
+            operation: error.operation.clone(),
+            level: self.facts.level,
             ending,
             kind: failure.kind.clone(),
             attempts: u32::try_from(error.trouble.attempts.len()).unwrap_or(u32::MAX),
             duration: self.timing.started.elapsed(),
+            trouble: Arc::new(error.trouble.clone()),
         });
         Failed {
             error,

@@ -329,6 +329,18 @@ pub enum AttemptKind {
     Hedge,
 }
 
+impl AttemptKind {
+    /// Its name, as events and metrics write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Retry => "retry",
+            Self::Fallback => "fallback",
+            Self::Hedge => "hedge",
+        }
+    }
+}
+
 /// One failed attempt, as it stands in histories, errors and events.
 #[derive(Debug, Clone, Serialize)]
 pub struct AttemptRecord {

@@ -52,6 +52,8 @@ pub enum OpenCause {
     SlowRate,
     /// A request failed while the circuit was half-open.
     ProbeFailed,
+    /// An operator.
+    Operator,
 }
 
 /// A change of state, for the one who reports it.
@@ -440,6 +442,32 @@ impl Circuit {
             openings: rare.openings,
             cause,
         }
+    }
+
+    /// Opens it by hand: after `open_for` it is tried again as ever. Its openings are not counted for it.
+    pub(crate) fn open_by_hand(&self, open_for: Duration, now: Instant) -> Transition {
+        let mut rare = self.lock();
+        let until = (self.since_epoch(now) + open_for).as_nanos();
+        self.open_until
+            .store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Release);
+        rare.successes = 0;
+        self.enter(&mut rare, CircuitState::Open);
+        Transition::Opened {
+            open_for,
+            openings: rare.openings,
+            cause: OpenCause::Operator,
+        }
+    }
+
+    /// Closes it by hand and forgets what was counted; `None` where it was closed.
+    pub(crate) fn close_by_hand(&self, now: Instant) -> Option<Transition> {
+        let mut rare = self.lock();
+        rare.openings = 0;
+        if self.state() == CircuitState::Closed {
+            self.count_anew();
+            return None;
+        }
+        Some(self.close(&mut rare, now))
     }
 
     fn close(&self, rare: &mut Rare, now: Instant) -> Transition {

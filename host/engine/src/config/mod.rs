@@ -27,6 +27,7 @@ mod completion;
 pub mod cycle;
 mod diagnostic;
 mod discovery;
+mod events;
 mod json;
 mod limits;
 mod listen;
@@ -56,6 +57,7 @@ pub use completion::Completion;
 pub(crate) use diagnostic::chain;
 pub use diagnostic::{Diagnostic, Severity};
 pub use discovery::{Discovery, Dns, Record, Scheme, Source};
+pub use events::EventLog;
 pub use limits::TargetLimits;
 pub use listen::{Admin, Gateway};
 pub use operation::{Operation, Pattern};
@@ -131,6 +133,9 @@ pub struct Config {
     /// The administration endpoint; there only where the section is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
+    /// Events, line by line; written only where the section is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<EventLog>,
 }
 
 impl Default for Config {
@@ -155,6 +160,7 @@ impl Default for Config {
             completion: Completion::default(),
             gateway: Gateway::default(),
             admin: None,
+            events: None,
         }
     }
 }
@@ -309,6 +315,7 @@ impl Config {
                 .section("completion", Completion::read)
                 .unwrap_or_default(),
             admin: r.section("admin", |r| Admin::read(r, listen)),
+            events: r.section("events", EventLog::read),
             gateway,
         };
         let models_path = config.completion.path.trim_end_matches('/');

@@ -55,6 +55,9 @@ use roster::Moment;
 use select::Group;
 use target::Shared;
 
+/// No time of a target is longer.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Why the registry refuses a change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -287,6 +290,46 @@ impl Registry {
         Ok(())
     }
 
+    /// Holds a target: what is under way at it finishes, and nothing new begins until it is
+    /// [restored](Self::restore). It stays registered and is probed as ever. Says whether that is a change.
+    ///
+    /// # Errors
+    /// If there is no such target.
+    pub fn hold(&self, name: &str) -> Result<bool, RegistryError> {
+        Ok(self.known(name)?.hold())
+    }
+
+    /// Opens a target's circuit, as if live traffic had found it ill: after `open_for` it is tried again.
+    ///
+    /// # Errors
+    /// If there is no such target, or the time is zero or longer than a day.
+    pub fn eject(&self, name: &str, open_for: Duration) -> Result<(), RegistryError> {
+        let target = self.known(name)?;
+        if open_for.is_zero() || open_for > LONGEST {
+            return Err(RegistryError::TimeOutOfRange {
+                target: target.name.clone(),
+                key: "the time it is ejected for",
+            });
+        }
+        target.eject(open_for, Instant::now());
+        Ok(())
+    }
+
+    /// Takes a target back into use: it is held no more, its circuit closes, and what health checks said
+    /// of it is forgotten. Its share of the load grows as after any recovery.
+    ///
+    /// # Errors
+    /// If there is no such target.
+    pub fn restore(&self, name: &str) -> Result<(), RegistryError> {
+        self.known(name)?.restore(Instant::now());
+        Ok(())
+    }
+
+    fn known(&self, name: &str) -> Result<Arc<Target>, RegistryError> {
+        self.get(name)
+            .ok_or_else(|| RegistryError::Unknown(name.into()))
+    }
+
     fn write<T>(
         &self,
         change: impl FnOnce(&mut BTreeMap<Arc<str>, Arc<Target>>) -> Result<T, RegistryError>,
@@ -351,6 +394,11 @@ impl Registry {
                 }
         });
         targets
+    }
+
+    /// Whether a group of this name has a target.
+    pub fn has_group(&self, name: &str) -> bool {
+        self.snapshot.load().groups.contains_key(name)
     }
 
     /// The names of the groups, sorted.
@@ -432,7 +480,7 @@ fn check(spec: &TargetSpec) -> Result<(), RegistryError> {
         ("health_fast_interval", spec.health_fast_interval),
         ("rate_limit.per", spec.rate_limit.map(|limit| limit.per)),
     ] {
-        if time.is_some_and(|time| time.is_zero() || time > Duration::from_secs(24 * 3600)) {
+        if time.is_some_and(|time| time.is_zero() || time > LONGEST) {
             return Err(RegistryError::TimeOutOfRange {
                 target: spec.name.clone(),
                 key,

@@ -13,6 +13,10 @@ pub enum TargetChange {
     Updated,
     /// It was taken out; requests under way finish.
     Deregistered,
+    /// An operator holds it: nothing new begins.
+    Held,
+    /// An operator lets it take requests again.
+    Released,
     /// Health checks found it healthy again.
     Up,
     /// Health checks found it unhealthy.

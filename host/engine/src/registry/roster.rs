@@ -190,6 +190,8 @@ impl Roster {
         let levels = levels.iter().map(&mut look).collect();
         let last_resort = (!anybody).then(|| {
             let places = targets.iter().enumerate();
+            // One that is held is no resort: who holds it has a reason.
+            let places = places.filter(|(_, target)| !target.is_held());
             let best = places.min_by_key(|(_, target)| resort_rank(target));
             best.map(|(at, _)| at as u32)
         });

@@ -195,7 +195,7 @@ impl Pool {
         }
         let suited = (0u32..)
             .zip(&self.targets)
-            .filter(|(_, target)| !request.unsuited.contains(&target.name));
+            .filter(|(_, target)| !request.unsuited.contains(&target.name) && !target.is_held());
         let mut standings = suited
             .clone()
             .map(|(_, target)| target.standing(moment.now));

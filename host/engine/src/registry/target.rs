@@ -15,6 +15,7 @@ use crate::circuit::{
 };
 use crate::failure::Failure;
 use crate::health::{Health, HealthConfig, HealthStatus};
+use crate::metrics::TargetMeter;
 use crate::random::Random;
 
 /// What the targets of one registry have in common.
@@ -49,6 +50,7 @@ pub struct Target {
     pub spec: TargetSpec,
     state: Arc<State>,
     bulkhead: Option<Arc<Bulkhead>>,
+    meter: TargetMeter,
 }
 
 struct State {
@@ -56,12 +58,17 @@ struct State {
     circuit: Circuit,
     health: Health,
     in_flight: AtomicU32,
+    /// Requests let through, and those that failed.
+    requests: AtomicU64,
+    failures: AtomicU64,
     /// A moving mean in nanoseconds; 0 while nothing is known.
     latency: AtomicU64,
     /// When it became unavailable, and when it last recovered, as [`State::stamp`]; 0 for never.
     down_since: AtomicU64,
     recovered_at: AtomicU64,
     draining: AtomicBool,
+    /// An operator lets nothing new begin.
+    held: AtomicBool,
     drained: Notify,
 }
 
@@ -103,10 +110,13 @@ impl Target {
             circuit: Circuit::new(shared.epoch),
             health: Health::default(),
             in_flight: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             latency: AtomicU64::new(0),
             down_since: AtomicU64::new(0),
             recovered_at: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             drained: Notify::new(),
             shared,
         };
@@ -115,6 +125,7 @@ impl Target {
             bulkhead: bulkhead(&spec, state.shared.epoch),
             spec,
             state: Arc::new(state),
+            meter: TargetMeter::default(),
         }
     }
 
@@ -129,6 +140,7 @@ impl Target {
             bulkhead,
             spec,
             state: self.state.clone(),
+            meter: TargetMeter::default(),
         }
     }
 
@@ -164,6 +176,63 @@ impl Target {
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         self.state.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Requests let through since it was registered, those under way included.
+    pub fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::Relaxed)
+    }
+
+    /// Those of its requests that failed, whatever the reason.
+    pub fn failures(&self) -> u64 {
+        self.state.failures.load(Ordering::Relaxed)
+    }
+
+    /// Since when it is unhealthy or its circuit not closed; `None` while both are well.
+    pub fn down_since(&self) -> Option<SystemTime> {
+        let stamp = self.state.down_since.load(Ordering::Relaxed);
+        let since_epoch = Duration::from_nanos(stamp.checked_sub(1)?);
+        self.state.shared.epoch_wall.checked_add(since_epoch)
+    }
+
+    /// Whether an operator holds it: nothing new begins.
+    pub fn is_held(&self) -> bool {
+        self.state.held.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn meter(&self) -> &TargetMeter {
+        &self.meter
+    }
+
+    pub(super) fn hold(&self) -> bool {
+        let is_new = !self.state.held.swap(true, Ordering::SeqCst);
+        if is_new {
+            self.state.shared.standing_changed();
+            self.tell(&TargetChange::Held);
+        }
+        is_new
+    }
+
+    pub(super) fn eject(&self, open_for: Duration, now: Instant) {
+        let opened = self.state.circuit.open_by_hand(open_for, now);
+        self.state.shared.standing_changed();
+        self.report(opened, now);
+    }
+
+    pub(super) fn restore(&self, now: Instant) {
+        let was_held = self.state.held.swap(false, Ordering::SeqCst);
+        if was_held {
+            let stamp = self.state.stamp(now);
+            self.state.recovered_at.store(stamp, Ordering::Relaxed);
+        }
+        let closed = self.state.circuit.close_by_hand(now);
+        self.forget_health(now);
+        if was_held {
+            self.tell(&TargetChange::Released);
+        }
+        if let Some(closed) = closed {
+            self.report(closed, now);
+        }
     }
 
     /// Requests that wait for a place, where the target has a concurrency limit with a queue.
@@ -254,6 +323,9 @@ impl Target {
         config: &RegistryConfig,
         now: Instant,
     ) -> (Availability, Option<Instant>) {
+        if self.is_held() {
+            return (Availability::Shut, None);
+        }
         let (gate, until) = self.state.circuit.outlook(self.circuit_config(config), now);
         let availability = match (gate, self.health().is_unhealthy()) {
             (Gate::Free, false) => Availability::Ready,
@@ -291,7 +363,7 @@ impl Target {
         // target stays drained.
         self.state.in_flight.fetch_add(1, Ordering::SeqCst);
         let circuit = &self.state.circuit;
-        let admitted = match (self.is_draining(), forced) {
+        let admitted = match (self.is_draining() || self.is_held(), forced) {
             (true, _) => None,
             (false, true) => circuit.force(self.circuit_config(config), now),
             (false, false) => circuit.admit(self.circuit_config(config), now),
@@ -300,6 +372,7 @@ impl Target {
             self.leave();
             return None;
         };
+        self.state.requests.fetch_add(1, Ordering::Relaxed);
         if ticket.is_probe() {
             self.state.shared.standing_changed();
         }
@@ -565,6 +638,7 @@ impl Permit {
     /// in the host is no result: drop the permit instead.
     pub fn failed(mut self, now: Instant, ill_health: bool) {
         self.settled = true;
+        self.target.state.failures.fetch_add(1, Ordering::Relaxed);
         let verdict = if ill_health {
             Verdict::Ill
         } else {

@@ -99,6 +99,21 @@ pub enum ActionKind {
     Custom,
 }
 
+impl ActionKind {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::SwitchTarget => "switch_target",
+            Self::CallOperation => "call_operation",
+            Self::Answer => "answer",
+            Self::Fail => "fail",
+            Self::Decline => "decline",
+            Self::Custom => "custom",
+        }
+    }
+}
+
 impl Action {
     /// The action's name.
     pub fn kind(&self) -> ActionKind {

@@ -208,13 +208,41 @@ pub enum ManagerError {
         "there is a strategy named {0:?} already; remove it first or give this one another name"
     )]
     Duplicate(Arc<str>),
+    /// There is none of that name.
+    #[error("there is no strategy {0:?}")]
+    Unknown(Arc<str>),
 }
 
 /// Holds the strategies in the order they are asked in.
 #[derive(Debug, Default)]
 pub struct StrategyManager {
-    entries: ArcSwap<Vec<Arc<Entry>>>,
+    table: ArcSwap<Table>,
     writing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    all: Arc<Vec<Arc<Entry>>>,
+    /// Those that are asked.
+    active: Arc<Vec<Arc<Entry>>>,
+    /// Names of those that are not. A name stays here when what bears it is exchanged.
+    disabled: HashSet<Arc<str>>,
+}
+
+impl Table {
+    fn new(all: Arc<Vec<Arc<Entry>>>, disabled: HashSet<Arc<str>>) -> Self {
+        let active = if disabled.is_empty() {
+            all.clone()
+        } else {
+            let asked = all.iter().filter(|entry| !disabled.contains(&entry.name));
+            Arc::new(asked.cloned().collect())
+        };
+        Self {
+            all,
+            active,
+            disabled,
+        }
+    }
 }
 
 impl StrategyManager {
@@ -225,11 +253,39 @@ impl StrategyManager {
 
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Arc<Entry>>) -> R) -> R {
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut entries = Vec::clone(&self.entries.load());
+        let table = self.table.load();
+        let mut entries = Vec::clone(&table.all);
         let result = change(&mut entries);
         sort(&mut entries);
-        self.entries.store(Arc::new(entries));
+        let next = Table::new(Arc::new(entries), table.disabled.clone());
+        self.table.store(Arc::new(next));
         result
+    }
+
+    /// Lets a strategy be asked, or not, until this is called again: also what takes its place under its
+    /// name. Says whether that is a change.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unknown`] if there is no such strategy.
+    pub(crate) fn set_enabled(&self, name: &str, enabled: bool) -> Result<bool, ManagerError> {
+        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.load();
+        if !table.all.iter().any(|entry| &*entry.name == name) {
+            return Err(ManagerError::Unknown(name.into()));
+        }
+        let mut disabled = table.disabled.clone();
+        let changed = match enabled {
+            true => disabled.remove(name),
+            false => disabled.insert(name.into()),
+        };
+        let next = Table::new(table.all.clone(), disabled);
+        self.table.store(Arc::new(next));
+        Ok(changed)
+    }
+
+    /// Whether a strategy of this name is asked.
+    pub fn is_enabled(&self, name: &str) -> bool {
+        !self.table.load().disabled.contains(name)
     }
 
     /// Adds a strategy.
@@ -298,8 +354,9 @@ impl StrategyManager {
 
     /// The strategy of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Entry>> {
-        self.entries
+        self.table
             .load()
+            .all
             .iter()
             .find(|entry| &*entry.name == name)
             .cloned()
@@ -307,14 +364,20 @@ impl StrategyManager {
 
     /// Every strategy, in the order they are asked in.
     pub fn list(&self) -> Arc<Vec<Arc<Entry>>> {
-        self.entries.load_full()
+        self.table.load().all.clone()
+    }
+
+    /// The strategies that are asked, in order: all but those left out with
+    /// [`Engine::set_strategy_enabled`](crate::Engine::set_strategy_enabled).
+    pub fn active(&self) -> Arc<Vec<Arc<Entry>>> {
+        self.table.load().active.clone()
     }
 
     /// The first strategy that applies, and what it proposes. A strategy that fails to decide, or
     /// declines after all, is passed over.
     pub async fn execute(&self, situation: &Situation) -> Option<Proposal> {
         for strategy in self
-            .list()
+            .active()
             .iter()
             .filter(|entry| entry.is_interested(situation))
         {

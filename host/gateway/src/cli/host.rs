@@ -12,7 +12,7 @@ use backstop::config::{self, Config, Diagnostic, Expanded, Model, Service, Sourc
 use backstop::discovery::{Discovery, Targets};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
-use backstop::{Assembled, assemble};
+use backstop::{Assembled, Engine, assemble_with};
 use backstop_gateway::model::ModelSpec;
 use backstop_gateway::upstream::{Reread, ServiceSpec, TransportSpec};
 use backstop_gateway::{Gateway, Tls, TlsError};
@@ -42,7 +42,11 @@ impl Host {
         path: &Path,
     ) -> anyhow::Result<Self> {
         let runtime = runtime(&mut diagnostics, path)?;
-        let assembled = assemble(&config, path, &runtime)
+        let mut builder = Engine::builder();
+        if config.admin.is_some() {
+            builder = builder.metrics();
+        }
+        let assembled = assemble_with(builder, &config, path, &runtime)
             .await
             .context("the policies of the configuration")?;
         let Assembled {
@@ -80,7 +84,6 @@ impl Host {
             }
         }
         diagnostics.extend(mixed_groups(&config, path));
-        diagnostics.extend(not_served(&config, path));
         if let Err(error) = tls(&config.gateway) {
             let reason = format!("{:#}", anyhow::Error::new(error));
             diagnostics.push(Diagnostic::error(path, "gateway.tls_certificate", reason));
@@ -305,14 +308,4 @@ pub(crate) fn tls(gateway: &config::Gateway) -> Result<Option<Tls>, TlsError> {
         (Some(certificate), Some(key)) => Tls::read(certificate, key).map(Some),
         _ => Ok(None),
     }
-}
-
-/// What the configuration asks for and this version does not serve.
-fn not_served(config: &Config, path: &Path) -> Vec<Diagnostic> {
-    let mut list = Vec::new();
-    if config.admin.is_some() {
-        let reason = "this version has no administration endpoint yet; the section is ignored";
-        list.push(Diagnostic::warning(path, "admin", reason));
-    }
-    list
 }

@@ -1,9 +1,11 @@
 //! The command line: one file for each command.
 
+mod admin;
 mod call;
 mod check;
 pub(crate) mod host;
 mod init;
+mod observe;
 mod plugin;
 mod serve;
 pub(crate) mod terminal;
@@ -83,6 +85,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    #[command(flatten)]
+    Admin(admin::Command),
     /// Write a strategy: start, build, check, test and measure it.
     #[command(subcommand)]
     Plugin(plugin::Command),
@@ -134,6 +138,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             json,
         } => call::run(&config, &tool, arguments.as_deref(), json).await,
         Command::Check { config, json } => check::run(&config, json).await,
+        Command::Admin(command) => admin::run(command).await,
         Command::Plugin(command) => plugin::run(command).await,
     }
 }

@@ -13,7 +13,7 @@ use backstop_gateway::{HttpOptions, Limits};
 use tokio::net::TcpListener;
 
 use super::host::{Host, tls};
-use super::{USAGE, terminal};
+use super::{USAGE, observe, terminal};
 
 /// How long requests under way may take to finish when the program is asked to end.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     if matches!(front, Front::Stdio) {
         host.gateway.expect_one_client();
     }
+    let observing = observe::start(&host).await?;
     let _discovery = host.discover().await;
     let engine = host.gateway.engine();
     // Where health checks are off for all, a target may have some of its own.
@@ -101,6 +102,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     };
     host.gateway.shut_down().await;
     host.keep_state().await;
+    observing.end().await;
     ended.map(|()| ExitCode::SUCCESS)
 }
 

@@ -66,7 +66,9 @@ impl Way<'_> {
         let now = SystemTime::now();
         for event in drain(self.events) {
             match &event.what {
-                EventKind::CircuitOpened { target, open_for } => self.note(
+                EventKind::CircuitOpened {
+                    target, open_for, ..
+                } => self.note(
                     event.at,
                     "open",
                     format!(

@@ -165,7 +165,9 @@ fn line(what: &EventKind) -> Option<String> {
 
 fn health_line(what: &EventKind) -> Option<String> {
     Some(match what {
-        EventKind::CircuitOpened { target, open_for } => {
+        EventKind::CircuitOpened {
+            target, open_for, ..
+        } => {
             format!("circuit of {target}: open for {}", millis(*open_for))
         }
         EventKind::CircuitHalfOpened { target } => {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop::call::{AttemptKind, AttemptRecord, CallId, Ending};
+use backstop::call::{AttemptKind, AttemptRecord, CallId, Ending, Level, Trouble};
 use backstop::event::EventKind;
 use backstop::registry::Permit;
 use backstop::{CallError, Exchange, Failure, Kind, Origin, Outcome};
@@ -138,10 +138,17 @@ impl Relay {
         }
         engine.announce(EventKind::CallFailed {
             call: self.call,
+            group: self.asked.group.clone(),
+            operation: self.asked.operation(),
+            level: Level::Model,
             ending: Ending::Exhausted,
             kind: cause.kind.clone(),
             attempts: u32::try_from(self.failed.len()).unwrap_or(u32::MAX),
             duration: self.began.elapsed(),
+            trouble: Arc::new(Trouble {
+                attempts: self.failed.clone(),
+                steps: Vec::new(),
+            }),
         });
         Some(event(
             ApiError::of_stream(&cause, &self.failed).body().as_bytes(),

@@ -23,12 +23,14 @@ use bytes::Bytes;
 use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Route, Section};
 use crate::client::{Client, LogLevel};
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::{McpAnswer, McpExchange, McpRequest, Upstreams};
+use crate::telemetry::{Good, error_type};
 use crate::upstream::{META_VERSION, MODERN, Sole, Unasked, Upstream, Wiring};
 
 /// Exchanges in several rounds whose server is remembered.
@@ -105,6 +107,7 @@ pub(crate) struct Router {
     pub(crate) sole: Arc<Sole>,
     /// Set when the gateway shuts down.
     pub(crate) closing: CancellationToken,
+    good: Good,
 }
 
 /// An answer to a client.
@@ -163,6 +166,7 @@ impl Router {
             changing: Mutex::default(),
             sole: Arc::default(),
             closing: CancellationToken::new(),
+            good: Good::default(),
         }
     }
 
@@ -183,6 +187,7 @@ impl Router {
         params: Option<Json>,
         asker: &Asker,
     ) -> Said {
+        let began = Instant::now();
         let meta = params.as_ref().and_then(|params| params.member("_meta"));
         let version = meta
             .as_ref()
@@ -204,6 +209,11 @@ impl Router {
             _ if method == "subscriptions/listen" => self.listen(id, params, asker).await,
             _ => self.dispatch(method, params, meta, asker).await,
         };
+        let error = match &answered {
+            Ok(answer) => error_type(&answer.payload, answer.is_error()),
+            Err(refused) => Some(refused.code.to_string().into()),
+        };
+        self.good.answered(method, error, began.elapsed());
         let payload = match answered {
             Ok(answer) if modern => outcome::typed(answer, method).payload,
             Ok(answer) => answer.payload,

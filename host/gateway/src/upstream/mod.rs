@@ -28,9 +28,11 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
+use crate::telemetry::Good;
 pub use error::{Fault, UpstreamError};
 pub use http::Reread;
 pub(crate) use link::Link;
@@ -152,6 +154,7 @@ impl Sole {
 pub(crate) struct Upstream {
     pub(crate) spec: ServiceSpec,
     connections: Arc<Connections>,
+    good: Good,
 }
 
 /// What stays when the same server gets a new description.
@@ -187,6 +190,7 @@ impl Upstream {
         Ok(Self {
             spec,
             connections: Arc::new(connections),
+            good: Good::default(),
         })
     }
 
@@ -195,6 +199,7 @@ impl Upstream {
         let same = self.spec.name == spec.name && self.spec.transport == spec.transport;
         same.then(|| Self {
             connections: self.connections.clone(),
+            good: Good::default(),
             spec,
         })
     }
@@ -251,12 +256,21 @@ impl Upstream {
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
+        let began = Instant::now();
         let link = self.link(wiring.client.as_ref());
-        match method {
-            "resources/subscribe" => link.subscribe(&self.spec.name, params, wiring, alive).await,
+        let name = &self.spec.name;
+        let outcome = match method {
+            "resources/subscribe" => link.subscribe(name, params, wiring, alive).await,
             "resources/unsubscribe" => link.end_subscription(params, wiring, alive).await,
             _ => link.request(method, params, wiring, alive).await,
-        }
+        };
+        let transport = match &self.spec.transport {
+            TransportSpec::Stdio { .. } => "pipe",
+            TransportSpec::Http { .. } => "tcp",
+        };
+        self.good
+            .asked(name, transport, method, &outcome, began.elapsed());
+        outcome
     }
 
     /// Who the server is, to this client; connects to it where that has not been done.
