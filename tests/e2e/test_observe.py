@@ -196,7 +196,9 @@ def test_the_endpoint_answers_no_other_site(write_config, servers):
     "BACKSTOP_SCHEMATHESIS" not in os.environ,
     reason="on demand: BACKSTOP_SCHEMATHESIS names the program, from PyPI's schemathesis 4",
 )
-def test_whatever_is_asked_of_the_endpoint_it_answers_as_its_document_says(write_config, servers):
+def test_whatever_is_asked_of_the_endpoint_it_answers_as_its_document_says(
+    write_config, servers, tmp_path
+):
     with Observed(configured(write_config, servers, ADMIN)) as gateway:
         fuzzed = subprocess.run(
             [
@@ -205,6 +207,7 @@ def test_whatever_is_asked_of_the_endpoint_it_answers_as_its_document_says(write
                 "--checks=not_a_server_error,status_code_conformance,content_type_conformance,"
                 "response_schema_conformance",
             ],
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=600,
