@@ -148,6 +148,9 @@
 //!    config = { min_importance = 80 }
 //!    ```
 //!
+//! 6. `backstop plugin push REGISTRY/impatient:1.0.0` puts it into an OCI registry, and
+//!    `backstop plugin pull` gets it elsewhere; what it prints as `pinned` names exactly this content.
+//!
 //! Other languages have the same commands: [`languages`].
 //!
 //! # What to know

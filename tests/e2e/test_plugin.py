@@ -1,5 +1,6 @@
 """What the author of a strategy does: start one, build it, test it, drop it in. In every language."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -355,6 +356,33 @@ def test_what_a_strategy_wants_is_shown_beside_what_it_gets(tmp_path):
     seen = shown(plugin("inspect", both, "--state", "--folder", tmp_path, "--json"))
     assert seen["grants"]["wanted"] == ["state", "folder"]
     assert seen["grants"]["given"] == {"folder": str(tmp_path), "state": True}
+
+
+def test_a_lock_trusts_what_lies_in_a_folder_now_and_nothing_that_comes_later(
+    write_config, tmp_path, stock_plugin
+):
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "mine.wasm").write_bytes(stock_plugin)
+    locked = plugin("lock", plugins, tmp_path / "plugins.lock")
+    assert locked.returncode == 0, locked.stderr
+    assert hashlib.sha256(stock_plugin).hexdigest() + "  mine" in locked.stdout
+    config = write_config(
+        'plugins = "plugins"\nplugins_lock = "plugins.lock"\nstock = false\n',
+        service("s", url="http://127.0.0.1:9/mcp"),
+    )
+    assert run("check", "--config", config).returncode == 0
+    # The same strategy as another file, then one more.
+    (plugins / "mine.wasm").write_bytes(stock_plugin + b"\x00\x03\x01vv")
+    checked = run("check", "--config", config)
+    assert checked.returncode == 2 and "not the file that was trusted" in checked.stderr
+    (plugins / "mine.wasm").write_bytes(stock_plugin)
+    (plugins / "other.wasm").write_bytes(stock_plugin)
+    checked = run("check", "--config", config)
+    assert checked.returncode == 2 and "does not name it" in checked.stderr
+
+    refused = plugin("lock", tmp_path / "nowhere")
+    assert refused.returncode == 1 and "nowhere" in refused.stderr
 
 
 def test_a_configuration_a_strategy_refuses_is_an_error_of_the_check(misbehave, tmp_path):

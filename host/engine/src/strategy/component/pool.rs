@@ -21,7 +21,10 @@ use crate::strategy::StrategyFault;
 /// Who may have used an instance before a decision does.
 ///
 /// `Reuse` saves part of what a decision costs, on a call that has already failed, and gives up the
-/// promise that nothing leaks from one request to another. So `Fresh` is the default.
+/// promise that nothing leaks from one request to another. So `Fresh` is the default. Measured with
+/// one strategy in four languages (`backstop plugin bench` repeats it), a decision in a fresh instance
+/// kept ready costs 4 times one in a reused instance for Rust and C, 3 times for JavaScript, 12 times
+/// for Python: its memory is touched for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]

@@ -123,7 +123,7 @@ fn rust(project: &Path) -> anyhow::Result<PathBuf> {
 
 /// Writes a component beside its place and renames it: whoever watches the folder never sees half of
 /// it.
-fn place(to: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(super) fn place(to: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let aside = to.with_extension("wasm.new");
     std::fs::create_dir_all(folder)

@@ -4,7 +4,11 @@ mod bench;
 mod build;
 mod check;
 mod inspect;
+mod lock;
 mod new;
+mod pull;
+mod push;
+mod registry;
 mod run;
 mod test;
 
@@ -78,6 +82,45 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put a component into an OCI registry.
+    ///
+    /// What is printed as `pinned` names exactly this content, wherever its tag will point to.
+    Push {
+        #[command(flatten)]
+        artifact: registry::Artifact,
+        /// The component. Default: the one in `dist`.
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Get a component from an OCI registry.
+    ///
+    /// It is written as NAME.wasm, by the name of its strategy, once it has proved to be what the
+    /// registry says, and a strategy.
+    Pull {
+        #[command(flatten)]
+        artifact: registry::Artifact,
+        /// The folder it is written to.
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        to: PathBuf,
+        /// Trust it: enter its SHA-256 into this lock file.
+        #[arg(long, value_name = "FILE")]
+        lock: Option<PathBuf>,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Trust what lies in a plugin folder now: write its lock file anew.
+    Lock {
+        /// The plugin folder.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// The lock file, which `plugins_lock` names in a configuration.
+        #[arg(value_name = "FILE", default_value = "plugins.lock")]
+        file: PathBuf,
+    },
     /// Measure what a decision costs on this machine.
     Bench {
         #[command(flatten)]
@@ -147,21 +190,25 @@ pub(super) struct Loaded {
     bytes: Bytes,
 }
 
+/// Reads a component: this one, or the one in `dist`.
+fn read(file: Option<&Path>) -> anyhow::Result<Loaded> {
+    let path = match file {
+        Some(path) => path.to_owned(),
+        None => built(Path::new("."))?,
+    };
+    let bytes = std::fs::read(&path)
+        .with_context(|| format!("cannot read {}: name a component (*.wasm)", path.display()))?;
+    let stem = path.file_stem().unwrap_or_default();
+    Ok(Loaded {
+        plugin: stem.to_string_lossy().into_owned(),
+        bytes: bytes.into(),
+        path,
+    })
+}
+
 impl Component {
     fn read(&self) -> anyhow::Result<Loaded> {
-        let path = match &self.file {
-            Some(path) => path.clone(),
-            None => built(Path::new("."))?,
-        };
-        let bytes = std::fs::read(&path).with_context(|| {
-            format!("cannot read {}: name a component (*.wasm)", path.display())
-        })?;
-        let stem = path.file_stem().unwrap_or_default();
-        Ok(Loaded {
-            plugin: stem.to_string_lossy().into_owned(),
-            bytes: bytes.into(),
-            path,
-        })
+        read(self.file.as_deref())
     }
 
     fn limits(&self) -> anyhow::Result<Limits> {
@@ -267,6 +314,18 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
             context,
             json,
         } => run::run(&component, &context, json).await,
+        Command::Push {
+            artifact,
+            file,
+            json,
+        } => push::run(&artifact, file.as_deref(), json).await,
+        Command::Pull {
+            artifact,
+            to,
+            lock,
+            json,
+        } => pull::run(&artifact, &to, lock.as_deref(), json).await,
+        Command::Lock { folder, file } => lock::run(&folder, &file),
         Command::Bench {
             component,
             context,
