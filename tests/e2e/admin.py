@@ -44,7 +44,10 @@ class Observed(Gateway):
 
     def request(self, method, params):
         """One request, as a client of the newest revision makes it: the JSON-RPC answer."""
-        params["_meta"] = {"io.modelcontextprotocol/protocolVersion": VERSION}
+        params["_meta"] = {
+            "io.modelcontextprotocol/protocolVersion": VERSION,
+            "io.modelcontextprotocol/clientCapabilities": {},
+        }
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         headers = {
             "content-type": "application/json",

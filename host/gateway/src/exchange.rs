@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::catalog::{Catalog, Route, Section};
 use crate::envelope::{Json, Payload};
+use crate::rounds;
 use crate::upstream::{Fault, Upstream, UpstreamError, Wiring};
 
 /// What `_meta` of an answer made of data says.
@@ -54,6 +55,7 @@ pub(crate) struct Head {
     pub(crate) is_error: bool,
     pub(crate) typed: bool,
     pub(crate) input_required: bool,
+    pub(crate) task: bool,
     public: bool,
     ttl: Option<Duration>,
 }
@@ -67,6 +69,8 @@ struct ResultHead<'a> {
     #[serde(borrow)]
     cache_scope: Option<Cow<'a, str>>,
     ttl_ms: Option<u64>,
+    #[serde(borrow)]
+    task: Option<&'a serde_json::value::RawValue>,
 }
 
 impl McpAnswer {
@@ -79,6 +83,7 @@ impl McpAnswer {
                     is_error: head.is_error,
                     typed: head.result_type.is_some(),
                     input_required: head.result_type.as_deref() == Some("input_required"),
+                    task: head.task.is_some() || head.result_type.as_deref() == Some("task"),
                     public: head.cache_scope.as_deref() == Some("public"),
                     ttl: head
                         .ttl_ms
@@ -150,9 +155,11 @@ impl Exchange for McpExchange {
         if &*request.method == "tools/call"
             && let Some(rpc::METHOD_NOT_FOUND | rpc::HEADER_MISMATCH) = payload.error_code()
         {
-            self.catalog.doubt_tools(name);
+            let client = request.wiring.client.as_ref();
+            let catalog = client.map_or(&self.catalog, |client| client.catalog(&self.catalog));
+            catalog.doubt_tools(name);
         }
-        Ok(McpAnswer::new(payload))
+        rounds::complete(&upstream, request, McpAnswer::new(payload), &alive).await
     }
 
     fn classify(
@@ -302,7 +309,9 @@ impl Exchange for McpExchange {
 
     fn retain(&self, _: &McpRequest, answer: &McpAnswer) -> Option<Retained> {
         match &answer.payload {
-            Payload::Result(result) if !answer.head.is_error && !answer.head.input_required => {
+            Payload::Result(result)
+                if !(answer.head.is_error || answer.head.input_required || answer.head.task) =>
+            {
                 // What does not say that it is public belongs to the caller it was given to.
                 Some(Retained {
                     body: result.bytes(),

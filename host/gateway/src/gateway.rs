@@ -13,9 +13,9 @@ use backstop::{Call, Engine, Outcome};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Section;
+use crate::client::Client;
 use crate::envelope::Json;
 use crate::exchange::{McpAnswer, McpRequest};
 use crate::front::http::{self, HttpOptions};
@@ -54,7 +54,6 @@ pub enum GatewayError {
 pub struct Gateway {
     router: Arc<Router>,
     models: Option<Arc<Models>>,
-    shutdown: CancellationToken,
     heard: mpsc::Sender<Heard>,
     /// How the front over HTTP that was begun last is served.
     http: Arc<ArcSwapOption<ArcSwap<HttpOptions>>>,
@@ -79,7 +78,6 @@ impl Gateway {
         let events = engine.subscribe();
         let router = Arc::new(Router::new(engine, operations));
         router.replace(services, None, &heard)?;
-        let shutdown = CancellationToken::new();
         let weak = Arc::downgrade(&router);
         tokio::spawn(async move {
             while let Some(heard) = hearing.recv().await {
@@ -88,24 +86,24 @@ impl Gateway {
                     Heard::Unasked(unasked) => {
                         router.spread(&unasked);
                         if unasked.method.ends_with("/list_changed") {
-                            survey(router, unasked.service);
+                            survey(router, unasked.service, unasked.owner);
                         }
                     }
-                    Heard::Greeted(service) => survey(router, service),
+                    Heard::Greeted { service, owner } => survey(router, service, owner),
                     Heard::Crashing(crash) => router.report(crash),
                 }
             }
         });
         let weak = Arc::downgrade(&router);
         tokio::spawn(
-            shutdown
+            router
+                .closing
                 .clone()
                 .run_until_cancelled_owned(see_recoveries(weak, events)),
         );
         Ok(Self {
             router,
             models: None,
-            shutdown,
             heard,
             http: Arc::default(),
         })
@@ -197,14 +195,20 @@ impl Gateway {
         &self.router.engine
     }
 
+    /// Lets the servers wait for the only client there will be, the one at standard input and output:
+    /// the connections to them are then its own, made in its words.
+    pub fn expect_one_client(&self) {
+        self.router.sole.expect();
+    }
+
     /// Serves the client at standard input and output until it closes its side or the gateway shuts
     /// down.
     ///
     /// # Errors
     /// If standard input cannot be read.
     pub async fn serve_stdio(&self) -> std::io::Result<()> {
-        self.serve_stream(tokio::io::stdin(), tokio::io::stdout())
-            .await
+        let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+        stdio::serve(self.router.clone(), input, output, true).await
     }
 
     /// Serves one client over any pair of streams, one message per line.
@@ -216,7 +220,7 @@ impl Gateway {
         input: impl AsyncRead + Unpin,
         output: impl AsyncWrite + Unpin + Send + 'static,
     ) -> std::io::Result<()> {
-        stdio::serve(self.router.clone(), input, output, self.shutdown.clone()).await
+        stdio::serve(self.router.clone(), input, output, false).await
     }
 
     /// Serves streamable HTTP at `/mcp`, and models below `/v1` where there are any, until the gateway
@@ -231,14 +235,8 @@ impl Gateway {
     ) -> std::io::Result<()> {
         let options = Arc::new(ArcSwap::from_pointee(options));
         self.http.store(Some(options.clone()));
-        http::serve(
-            self.router.clone(),
-            self.models.clone(),
-            listener,
-            options,
-            self.shutdown.clone(),
-        )
-        .await
+        let models = self.models.clone();
+        http::serve(self.router.clone(), models, listener, options).await
     }
 
     /// Calls a tool, with fallback, as a client would.
@@ -256,7 +254,7 @@ impl Gateway {
             .find_tool(tool)
             .await
             .map_err(ToolCallError::Unroutable)?;
-        let safety = self.router.tool_safety(&group, &own);
+        let safety = self.router.tool_safety(&self.router.catalog, &group, &own);
         let arguments = Json::of(arguments);
         let params = Json::of(&serde_json::json!({ "name": own }))
             .with_members(&[("arguments", Some(&arguments))]);
@@ -295,7 +293,7 @@ impl Gateway {
 
     /// Ends every front and every connection; child processes are killed.
     pub async fn shut_down(&self) {
-        self.shutdown.cancel();
+        self.router.closing.cancel();
         let upstreams = self.router.upstreams();
         futures_util::future::join_all(upstreams.values().map(|upstream| upstream.close())).await;
     }
@@ -314,8 +312,15 @@ pub enum ToolCallError {
 }
 
 /// Asks a server what it offers, on a task of its own.
-fn survey(router: Arc<Router>, service: Arc<str>) {
-    tokio::spawn(async move { router.survey(&service).await });
+/// `owner` is the client whose connection to it has brought it up, where that is one of its own.
+fn survey(router: Arc<Router>, service: Arc<str>, owner: Option<Weak<Client>>) {
+    tokio::spawn(async move {
+        let client = owner.as_ref().map(Weak::upgrade);
+        // Nobody is left to be told, where there is none any more.
+        if client.as_ref().is_none_or(Option::is_some) {
+            router.survey(&service, client.flatten().as_ref()).await;
+        }
+    });
 }
 
 /// A server that is well again may have been exchanged for another one.
@@ -329,7 +334,7 @@ async fn see_recoveries(router: Weak<Router>, mut events: broadcast::Receiver<Ar
                 let Some(router) = router.upgrade() else {
                     return;
                 };
-                survey(router, target.clone());
+                survey(router, target.clone(), None);
             }
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return,

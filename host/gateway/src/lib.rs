@@ -6,6 +6,7 @@
 
 pub mod admin;
 mod catalog;
+mod client;
 pub mod envelope;
 pub mod event_log;
 mod exchange;
@@ -14,10 +15,12 @@ mod gateway;
 pub mod live;
 pub mod model;
 mod probe;
+mod rounds;
 mod router;
 pub mod telemetry;
 pub mod upstream;
 
 pub use exchange::{McpAnswer, McpRequest};
-pub use front::http::HttpOptions;
+pub use front::http::{HttpOptions, Limits};
+pub use front::tls::{Tls, TlsError};
 pub use gateway::{Gateway, GatewayError, ToolCallError};

@@ -96,6 +96,8 @@ impl Prober for Probes {
     fn probe<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             match self.way(target) {
+                // It is not there before its client is.
+                Some(Way::Mcp(upstream)) if upstream.is_waiting() => Ok(()),
                 Some(Way::HealthUrl) => self.url.probe(target).await,
                 Some(Way::Mcp(upstream)) => {
                     self.judge(&self.router.exchange, upstream.probe().await)

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use backstop_gateway::HttpOptions;
+use backstop_gateway::upstream::{Reread, TransportSpec};
 use serde_json::{Value, json};
-use support::{Seen, Wire, gateway, http, http_server, serve_http, until};
+use support::{Seen, Wire, gateway, http, http_server, serve_http, serve_http_with, until};
 
 /// An odd result: white space, an order, a number and fields no typed model would keep.
 const ODD: &str = r#"{ "isError" : true , "vendor":{"n":1.50,"n2":[ ]},"content":[{"type":"text","text":"\u00e9","x":null}] }"#;
@@ -349,6 +351,156 @@ async fn a_page_elsewhere_cannot_reach_the_gateway() {
             .status(),
         200
     );
+    gateway.shut_down().await;
+}
+
+/// HTTP/2 has no other place for it.
+#[tokio::test]
+async fn a_host_named_in_the_address_of_a_request_counts_as_well() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let gateway = gateway(vec![]);
+    let front = serve_http(&gateway).await;
+    let address = front[7..].split('/').next().unwrap();
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+    for (host, status) in [("evil.example", "403"), (address, "200")] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "POST http://{host}/mcp HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+    }
+    gateway.shut_down().await;
+}
+
+/// A server that lets in who knows the token of the day.
+#[derive(Clone, Default)]
+struct Locked {
+    token: Arc<Mutex<String>>,
+    refused: Arc<AtomicU32>,
+}
+
+async fn locked(State(state): State<Locked>, headers: HeaderMap, body: String) -> Response {
+    let message: Value = serde_json::from_str(&body).unwrap();
+    let token = headers
+        .get("authorization")
+        .map(|token| token.to_str().unwrap());
+    if token != Some(&state.token.lock().unwrap()) {
+        // Time for others to be refused as well.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        state.refused.fetch_add(1, Ordering::SeqCst);
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let result = match message["method"].as_str().unwrap() {
+        "server/discover" => {
+            json!({ "supportedVersions": ["2026-07-28"], "capabilities": { "tools": {} } })
+        }
+        "tools/list" => json!({ "tools": [{ "name": "t", "inputSchema": {} }] }),
+        _ => json!({ "content": [] }),
+    };
+    let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+    ([("content-type", "application/json")], answer.to_string()).into_response()
+}
+
+#[tokio::test]
+async fn a_token_that_was_exchanged_is_read_again_once_for_all_who_are_refused() {
+    let state = Locked::default();
+    *state.token.lock().unwrap() = "first".into();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let app = axum::Router::new()
+        .route("/", axum::routing::post(locked))
+        .with_state(state.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let (file, reads) = (Arc::new(Mutex::new("first")), Arc::new(AtomicU32::new(0)));
+    let known =
+        |token: &str| HeaderMap::from_iter([(header::AUTHORIZATION, token.parse().unwrap())]);
+    let mut spec = http("s", &url);
+    let (held, counted) = (file.clone(), reads.clone());
+    spec.transport = TransportSpec::Http {
+        url: url.parse().unwrap(),
+        headers: known("first"),
+        reread: Some(Reread::new("the file", move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let token = *held.lock().unwrap();
+            match token {
+                "" => Err("it is gone".to_owned()),
+                token => Ok(known(token)),
+            }
+        })),
+    };
+    let gateway = gateway(vec![spec]);
+    let call = async || {
+        let mut wire = Wire::to(&gateway);
+        let call =
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": { "name": "t" } });
+        wire.ask(&call.to_string()).await
+    };
+    assert_eq!(call().await["result"], json!({ "content": [] }));
+    assert_eq!(reads.load(Ordering::SeqCst), 0);
+
+    *state.token.lock().unwrap() = "second".into();
+    *file.lock().unwrap() = "second";
+    let answers = futures_util::future::join_all((0..20).map(|_| call())).await;
+    for answer in answers {
+        assert_eq!(answer["result"], json!({ "content": [] }), "{answer}");
+    }
+    assert_eq!(state.refused.load(Ordering::SeqCst), 20);
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+
+    // What is refused although it is the newest is refused, after one more look, and not tried again.
+    for (token, refused) in [("second", 21), ("", 22)] {
+        *state.token.lock().unwrap() = "third".into();
+        *file.lock().unwrap() = token;
+        let answer = call().await;
+        assert_eq!(
+            answer["error"]["data"]["attempts"][0]["kind"], "Unauthorized",
+            "{answer}"
+        );
+        assert_eq!(state.refused.load(Ordering::SeqCst), refused);
+    }
+    assert_eq!(reads.load(Ordering::SeqCst), 3);
+    gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_session_left_unused_is_forgotten() {
+    let gateway = gateway(vec![]);
+    let options = HttpOptions {
+        session_idle: std::time::Duration::from_millis(300),
+        ..HttpOptions::default()
+    };
+    let front = serve_http_with(&gateway, options).await;
+    let hello = json!({ "jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {} });
+    let session = post(&front, &[], hello).await.headers()["mcp-session-id"].clone();
+    let session = [("mcp-session-id", session.to_str().unwrap())];
+    let ping = json!({ "jsonrpc": "2.0", "id": 1, "method": "ping" });
+    assert_eq!(post(&front, &session, ping.clone()).await.status(), 200);
+    tokio::time::sleep(std::time::Duration::from_millis(900)).await;
+    assert_eq!(post(&front, &session, ping).await.status(), 404);
+    gateway.shut_down().await;
+}
+
+/// What nobody reads must not hold up what nobody waits for.
+#[tokio::test]
+async fn a_client_that_reads_nothing_does_not_hold_back_its_own_call() {
+    let seen = Arc::new(Seen::default());
+    let (url, _server) = http_server(seen.clone()).await;
+    let gateway = gateway(vec![http("h", &url)]);
+    let front = serve_http(&gateway).await;
+    let work = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": { "name": "work", "_meta": { "progressToken": "t" } } });
+    // The head has come, and the body is left where it is.
+    let unread = post(&front, &[], work).await;
+    until(|| seen.worked.load(Ordering::SeqCst) == 1).await;
+    assert!(unread.text().await.unwrap().contains("worked"));
     gateway.shut_down().await;
 }
 

@@ -123,7 +123,12 @@ async fn answer(
             return as_json(text);
         }
     };
-    as_json(json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result }))
+    let mut response = as_json(json!({ "jsonrpc": "2.0", "id": asked["id"], "result": result }));
+    if name == "initialize" {
+        let session = axum::http::HeaderValue::from_static("s");
+        response.headers_mut().insert("mcp-session-id", session);
+    }
+    response
 }
 
 fn as_json(value: Value) -> Response {
@@ -165,6 +170,20 @@ async fn event<T>(
     tokio::time::timeout(Duration::from_secs(30), waited)
         .await
         .expect("the event")
+}
+
+const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+
+/// A client that has introduced itself.
+async fn client(gateway: &Gateway, capabilities: Value) -> Wire {
+    let mut wire = Wire::to(gateway);
+    let hello = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+        "protocolVersion": "2025-11-25", "capabilities": capabilities,
+        "clientInfo": { "name": "c", "version": "1" } } });
+    let greeted = wire.ask(&hello.to_string()).await;
+    let capabilities = &greeted["result"]["capabilities"];
+    assert_eq!(capabilities["tools"]["listChanged"], true, "{greeted}");
+    wire
 }
 
 /// Asks every server once, so that its tools are known.
@@ -330,16 +349,44 @@ async fn a_member_whose_tool_is_another_one_is_reported_and_not_switched_to() {
 async fn clients_are_told_when_a_server_comes_back_with_other_tools() {
     let (one, url) = Server::start("one", &[tool("before", "a")]).await;
     let gateway = gateway(vec![http("one", &url)]);
-    let mut wire = Wire::to(&gateway);
-    let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
-    assert_eq!(wire.ask(list).await["result"]["tools"][0]["name"], "before");
+    let mut wire = client(&gateway, json!({})).await;
+    assert_eq!(wire.ask(LIST).await["result"]["tools"][0]["name"], "before");
     // It is exchanged for one of the other era.
     one.legacy.store(true, Ordering::SeqCst);
     *one.tools.lock().unwrap() = vec![tool("after", "a")];
     survey(&gateway, &["one"]).await;
     let told = wire.json().await;
     assert_eq!(told["method"], "notifications/tools/list_changed");
-    assert_eq!(wire.ask(list).await["result"]["tools"][0]["name"], "after");
+    assert_eq!(wire.ask(LIST).await["result"]["tools"][0]["name"], "after");
+}
+
+#[tokio::test]
+async fn a_client_with_connections_of_its_own_follows_the_servers_that_come_and_go() {
+    let (one, one_url) = Server::start("one", &[tool("a", "x")]).await;
+    let (two, two_url) = Server::start("two", &[tool("b", "x")]).await;
+    for server in [&one, &two] {
+        server.legacy.store(true, Ordering::SeqCst);
+    }
+    let gateway = gateway(vec![http("one", &one_url)]);
+    // What a client offers is what gives it connections of its own.
+    let mut wire = client(&gateway, json!({ "roots": {} })).await;
+    assert_eq!(wire.ask(LIST).await["result"]["tools"][0]["name"], "a");
+    assert_eq!(one.saw("initialize"), 2, "the shared one and its own");
+
+    let services = vec![http("two", &two_url)];
+    gateway
+        .replace(targets(&services), services, Vec::new())
+        .unwrap();
+    let told = wire.json().await;
+    assert_eq!(told["method"], "notifications/tools/list_changed");
+    assert_eq!(wire.ask(LIST).await["result"]["tools"][0]["name"], "b");
+    let call = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"b"}}"#;
+    let answer = wire.ask(call).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "two");
+    assert_eq!(two.saw("initialize"), 1, "only its own is needed");
+    // Both connections to the one that left end, although the client is still there.
+    until(|| one.saw("DELETE /mcp") == 2).await;
+    assert_eq!(two.saw("DELETE /mcp"), 0);
 }
 
 async fn probe(gateway: &Gateway, name: &str) -> Result<(), Failure> {

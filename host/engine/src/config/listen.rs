@@ -1,14 +1,20 @@
 //! `[gateway]` and `[admin]`: where the program listens, and who may talk to it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::reader::{Issue, Reader};
 use super::targets::secret_env;
-use super::units::SizeText;
+use super::units::{DurationText, SizeText};
 use super::{text, value};
+
+/// How long a connection may be idle. Above it a peer that is gone would keep its place for ever.
+const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
 /// `[gateway]`: the MCP server in front.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
@@ -32,6 +38,23 @@ pub struct Gateway {
     #[serde(with = "SizeText")]
     #[schemars(with = "SizeText")]
     pub max_body: u64,
+    /// The largest head of a request taken, 8 KiB to 1 MiB. Default: 64 KiB.
+    #[serde(with = "SizeText")]
+    #[schemars(with = "SizeText")]
+    pub max_header: u64,
+    /// Connections at a time, 1 to 1 000 000; a further client is sent away with 503. Default: 10 000.
+    pub max_connections: u64,
+    /// How long a connection may be open without a request, and how long a client may take to send one,
+    /// 1 s to 1 day. Default: 75 s.
+    #[serde(with = "DurationText")]
+    #[schemars(with = "DurationText")]
+    pub idle: Duration,
+    /// The certificate to show, the leaf first, as PEM; with `tls_key`. Default: no TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key, as PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// Whether a tool whose schemas differ among the servers of a group may be called on any of them.
     /// Default: false: only on those that mean what clients are shown.
     pub mixed_schemas: bool,
@@ -46,6 +69,11 @@ impl Default for Gateway {
             allowed_hosts: Vec::new(),
             bearer_token_env: None,
             max_body: 4 << 20,
+            max_header: 64 << 10,
+            max_connections: 10_000,
+            idle: Duration::from_secs(75),
+            tls_certificate: None,
+            tls_key: None,
             mixed_schemas: false,
         }
     }
@@ -67,8 +95,27 @@ impl Gateway {
             max_body: r
                 .read("max_body", value::size(1 << 10..=1 << 30))
                 .unwrap_or(base.max_body),
+            max_header: r
+                .read("max_header", value::size(8 << 10..=1 << 20))
+                .unwrap_or(base.max_header),
+            max_connections: r
+                .read("max_connections", value::integer(1..=1_000_000))
+                .unwrap_or(base.max_connections),
+            idle: r.read("idle", value::duration(IDLE)).unwrap_or(base.idle),
+            tls_certificate: r.read("tls_certificate", text::file),
+            tls_key: r.read("tls_key", text::file),
             mixed_schemas: r.read("mixed_schemas", value::boolean).unwrap_or(false),
         };
+        for (has, lacks) in [
+            ("tls_certificate", "tls_key"),
+            ("tls_key", "tls_certificate"),
+        ] {
+            if r.has(has) && !r.has(lacks) {
+                let reason = "a certificate and its key are of use together only";
+                let remedy = format!("Add {lacks} = \"FILE.pem\".");
+                r.issue(has, Issue::error("half of TLS", reason, remedy));
+            }
+        }
         if !r.has("bearer_token_env") {
             warn_of_open_door(r, gateway.listen, "bearer_token_env");
         }

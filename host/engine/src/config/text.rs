@@ -45,12 +45,17 @@ pub(super) fn identifier(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<String> {
 
 pub(super) fn expanded(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<Expanded> {
     let text = text(value, cx)?;
-    Expanded::new(&text, cx.env).map_err(|error| {
+    Expanded::new(&text, &cx.folder, cx.env).map_err(|error| {
         let remedy = match &error {
             ExpandError::Unset(name) => {
                 format!("Set {name} before the start, or write the value itself.")
             }
-            ExpandError::Malformed => "Write ${NAME}; for a literal ${ write $${.".into(),
+            ExpandError::File { .. } => {
+                "Create it, or correct the path (it is relative to this file).".into()
+            }
+            ExpandError::Malformed => {
+                "Write ${NAME} or ${file:PATH}; for a literal ${ write $${.".into()
+            }
         };
         Issue::error("cannot be expanded", error.to_string(), remedy)
     })

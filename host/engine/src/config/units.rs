@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -197,14 +198,16 @@ impl JsonSchema for SizeText {
     }
 }
 
-/// A text in which `${VAR}` stands for a variable of the environment.
+/// A text in which `${VAR}` stands for a variable of the environment, and `${file:PATH}` for what a
+/// file holds, without the line feeds at its end.
 ///
-/// Only [`Expanded::value`] tells what the variables hold: everything that is printed, logged or
+/// Only [`Expanded::value`] tells what these hold: everything that is printed, logged or
 /// serialised shows the text as it was written, so that a token does not leak.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Expanded {
     written: String,
     value: String,
+    is_of_file: bool,
 }
 
 /// Why a text with `${VAR}` cannot be expanded.
@@ -214,40 +217,82 @@ pub enum ExpandError {
     /// The variable is not set.
     #[error("the environment variable {0} is not set")]
     Unset(String),
+    /// The file cannot be read.
+    #[error("{path}: {reason}")]
+    File {
+        /// Its path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// `${` without an end, or with something that is no variable's name.
-    #[error("after `${{` there must be a variable's name and `}}`")]
+    #[error("after `${{` there must be a variable's name or `file:PATH`, and `}}`")]
     Malformed,
 }
 
 impl Expanded {
-    /// Replaces each `${VAR}`; `$${` stands for a literal `${`.
+    /// Replaces each `${VAR}` and each `${file:PATH}`, whose path is relative to `folder`; `$${` stands
+    /// for a literal `${`.
     ///
     /// # Errors
-    /// [`ExpandError::Unset`] if a variable is not set, [`ExpandError::Malformed`] if a `${` is
-    /// followed by anything but a name (letters, digits, `_`) and `}`.
-    pub fn new(written: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ExpandError> {
+    /// [`ExpandError::Unset`] if a variable is not set, [`ExpandError::File`] if a file cannot be read
+    /// or is no text, [`ExpandError::Malformed`] if a `${` is followed by anything but a name (letters,
+    /// digits, `_`) or `file:PATH`, and `}`.
+    pub fn new(
+        written: &str,
+        folder: &Path,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ExpandError> {
+        let mut is_of_file = false;
         let mut value = String::with_capacity(written.len());
+        // The same with whole paths, which mean one file wherever they are read.
+        let mut whole = String::with_capacity(written.len());
         let mut rest = written;
         while let Some((before, after)) = rest.split_once("${") {
+            whole.push_str(before);
             if let Some(before) = before.strip_suffix('$') {
                 value.push_str(before);
                 value.push_str("${");
+                whole.push_str("${");
                 rest = after;
                 continue;
             }
+            value.push_str(before);
             let (name, after) = after.split_once('}').ok_or(ExpandError::Malformed)?;
+            rest = after;
+            if let Some(path) = name.strip_prefix("file:").filter(|path| !path.is_empty()) {
+                is_of_file = true;
+                let path = folder.join(path);
+                value.push_str(&secret_of(&path)?);
+                whole.push_str(&format!("${{file:{}}}", path.display()));
+                continue;
+            }
             if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
                 return Err(ExpandError::Malformed);
             }
-            value.push_str(before);
             value.push_str(&env(name).ok_or_else(|| ExpandError::Unset(name.to_owned()))?);
-            rest = after;
+            whole.push_str(&format!("${{{name}}}"));
         }
         value.push_str(rest);
+        whole.push_str(rest);
         Ok(Self {
-            written: written.to_owned(),
+            written: whole,
             value,
+            is_of_file,
         })
+    }
+
+    /// The same text with what the variables and files hold now.
+    ///
+    /// # Errors
+    /// As [`Expanded::new`].
+    pub fn again(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ExpandError> {
+        Self::new(&self.written, Path::new(""), env)
+    }
+
+    /// Whether it holds something of a file, which may be another by now.
+    pub fn is_of_file(&self) -> bool {
+        self.is_of_file
     }
 
     /// A text in which nothing stands for anything else.
@@ -255,18 +300,28 @@ impl Expanded {
         Self {
             written: text.replace("${", "$${"),
             value: text,
+            is_of_file: false,
         }
     }
 
-    /// The text as it was written, without what the variables hold.
+    /// The text as it was written, without what the variables and files hold; paths are whole.
     pub fn written(&self) -> &str {
         &self.written
     }
 
-    /// The text with the variables replaced. It may hold a secret.
+    /// The text with the variables and files replaced. It may hold a secret.
     pub fn value(&self) -> &str {
         &self.value
     }
+}
+
+/// What a file that holds a secret says.
+fn secret_of(path: &Path) -> Result<String, ExpandError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ExpandError::File {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 impl fmt::Debug for Expanded {
@@ -288,7 +343,7 @@ impl JsonSchema for Expanded {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "description": "${VAR} stands for a variable of the environment; $${ for a literal ${.",
+            "description": "${VAR} stands for a variable of the environment, ${file:PATH} for what a file holds; $${ for a literal ${.",
         })
     }
 }
@@ -353,22 +408,48 @@ mod tests {
     #[test]
     fn a_variable_is_replaced_and_never_shown() {
         let env = |name: &str| (name == "TOKEN").then(|| "s3cret".to_owned());
-        let header = Expanded::new("Bearer ${TOKEN}, $${TOKEN} $5", &env).unwrap();
+        let expand = |text| Expanded::new(text, Path::new(""), &env);
+        let header = expand("Bearer ${TOKEN}, $${TOKEN} $5").unwrap();
         assert_eq!(header.value(), "Bearer s3cret, ${TOKEN} $5");
         assert!(
             !format!("{header:?}{}", serde_json::to_string(&header).unwrap()).contains("s3cret")
         );
-        assert_eq!(
-            Expanded::new("${GONE}", &env),
-            Err(ExpandError::Unset("GONE".into()))
-        );
-        for bad in ["${TOKEN", "${}", "${A B}", "${A${B}}"] {
-            assert_eq!(
-                Expanded::new(bad, &env),
-                Err(ExpandError::Malformed),
-                "{bad}"
-            );
+        assert_eq!(expand("${GONE}"), Err(ExpandError::Unset("GONE".into())));
+        for bad in [
+            "${TOKEN",
+            "${}",
+            "${A B}",
+            "${A${B}}",
+            "${file:}",
+            "${FILE:x}",
+        ] {
+            assert_eq!(expand(bad), Err(ExpandError::Malformed), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_file_holds_is_read_again_when_it_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let env = |_: &str| None;
+        let write = |text: &str| std::fs::write(folder.path().join("token"), text).unwrap();
+        write("first\r\n\n");
+        let header = Expanded::new("Bearer ${file:token}.", folder.path(), &env).unwrap();
+        assert_eq!(header.value(), "Bearer first.");
+        assert!(header.is_of_file());
+        let whole = folder.path().join("token");
+        let written = format!("Bearer ${{file:{}}}.", whole.display());
+        assert_eq!(header.written(), written);
+        write("second");
+        assert_eq!(header.value(), "Bearer first.");
+        assert_eq!(header.again(&env).unwrap().value(), "Bearer second.");
+        std::fs::remove_file(folder.path().join("token")).unwrap();
+        let error = header.again(&env).unwrap_err();
+        assert!(matches!(&error, ExpandError::File { path, .. } if path.ends_with("token")));
+        assert!(
+            !Expanded::new("plain $${file:token}", folder.path(), &env)
+                .unwrap()
+                .is_of_file()
+        );
     }
 
     proptest! {
@@ -381,7 +462,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_a_reader_panic(text in "[0-9.hmsunKMGiB $\\{\\}a]{0,12}") {
-            let _ = (parse_duration(&text), parse_size(&text), Expanded::new(&text, &|_| Some(String::new())));
+            let _ = (parse_duration(&text), parse_size(&text), Expanded::new(&text, Path::new(""), &|_| Some(String::new())));
         }
     }
 }

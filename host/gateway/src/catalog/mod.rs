@@ -45,6 +45,9 @@ type Lists = HashMap<Section, Arc<Listing>>;
 /// What is read with every call.
 #[derive(Debug, Default)]
 struct View {
+    /// Those it was made of.
+    members: Arc<[Member]>,
+    mixed_schemas: bool,
     /// In the order of the configuration.
     groups: Arc<[Arc<str>]>,
     lists: HashMap<Arc<str>, Lists>,
@@ -62,7 +65,7 @@ impl View {
 #[derive(Debug, Default)]
 struct Known {
     /// By group in the order of the configuration, within one the preferred first.
-    members: Vec<Member>,
+    members: Arc<[Member]>,
     offers: HashMap<(Arc<str>, Section), Offer>,
     /// Servers that have shown that their list of tools is out of date.
     doubted: HashSet<Arc<str>>,
@@ -97,13 +100,27 @@ impl Catalog {
 
     /// Sets which servers there are: by group in the order of the configuration, within one the
     /// preferred first. What those that are gone offered is forgotten.
-    pub(crate) fn set_members(&self, members: Vec<Member>) -> Changed {
+    pub(crate) fn set_members(&self, members: impl Into<Arc<[Member]>>) -> Changed {
+        let members = members.into();
         let mut known = self.known();
         let names: HashSet<&Arc<str>> = members.iter().map(|member| &member.name).collect();
         known.offers.retain(|(of, _), _| names.contains(of));
         known.doubted.retain(|of| names.contains(of));
         known.members = members;
         self.renew(&mut known)
+    }
+
+    /// Speaks of the same servers as another, which it costs nothing to ask where they are the same
+    /// already.
+    pub(crate) fn follow(&self, other: &Self) {
+        let (ours, theirs) = (self.view.load(), other.view.load());
+        // Whoever hears of changes hears of them from the other.
+        if !Arc::ptr_eq(&ours.members, &theirs.members) {
+            let _ = self.set_members(theirs.members.clone());
+        }
+        if ours.mixed_schemas != theirs.mixed_schemas {
+            let _ = self.set_mixed_schemas(theirs.mixed_schemas);
+        }
     }
 
     /// Whether a tool by which the members of a group mean different things may be called on any of them.
@@ -164,9 +181,13 @@ impl Catalog {
 
     /// Makes the view anew.
     fn renew(&self, known: &mut Known) -> Changed {
-        let mut view = View::default();
+        let mut view = View {
+            members: known.members.clone(),
+            mixed_schemas: known.mixed_schemas,
+            ..View::default()
+        };
         let mut groups: Vec<Arc<str>> = Vec::new();
-        for member in &known.members {
+        for member in known.members.iter() {
             if !groups.contains(&member.group) {
                 groups.push(member.group.clone());
             }
@@ -180,11 +201,15 @@ impl Catalog {
                     .iter()
                     .filter(|member| member.group == *group)
                     .map(|member| (member, known.offers.get(&(member.name.clone(), section))));
+                let before = old.list(group, section);
                 if offers.clone().all(|(_, offer)| offer.is_none()) {
+                    // Whoever listed it has left.
+                    if before.is_some_and(|before| !before.items.is_empty()) {
+                        changed.sections.insert(section);
+                    }
                     continue;
                 }
                 let listing = Listing::merge(offers, known.mixed_schemas);
-                let before = old.list(group, section);
                 let told = known.missed.remove(&(group.clone(), section));
                 if before.map_or(told, |before| before.items != listing.items) {
                     changed.sections.insert(section);
@@ -212,6 +237,12 @@ impl Catalog {
         view.groups = groups.into();
         self.view.store(Arc::new(view));
         changed
+    }
+
+    /// Whether it is known what a server lists.
+    pub(crate) fn knows_of(&self, member: &Arc<str>, section: Section) -> bool {
+        let known = self.known();
+        known.offers.contains_key(&(member.clone(), section))
     }
 
     pub(crate) fn knows(&self, group: &str, section: Section) -> bool {

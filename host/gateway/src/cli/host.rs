@@ -9,8 +9,8 @@ use backstop::config::{Config, Diagnostic, Source};
 use backstop::plugins::StrategySet;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Assembled, Engine, assemble_with};
-use backstop_gateway::Gateway;
 use backstop_gateway::live::{Behind, LiveConfig};
+use backstop_gateway::{Gateway, Tls};
 
 /// How long the start waits for the sources of targets.
 const FIRST_SEARCH: Duration = Duration::from_secs(5);
@@ -65,6 +65,10 @@ impl Host {
         diagnostics.extend(behind.diagnostics);
         for name in &behind.unusable {
             let _ = engine.registry().deregister(name);
+        }
+        if let Err(error) = Tls::of(&config.gateway) {
+            let reason = format!("{:#}", anyhow::Error::new(error));
+            diagnostics.push(Diagnostic::error(path, "gateway.tls_certificate", reason));
         }
         let mut gateway =
             Gateway::new(engine, operations, behind.services).context("the gateway")?;

@@ -4,6 +4,7 @@ mod admin;
 mod call;
 mod check;
 pub(crate) mod host;
+mod init;
 mod observe;
 mod plugin;
 mod serve;
@@ -36,6 +37,15 @@ enum Command {
         /// Print one JSON document instead of text.
         #[arg(long)]
         json: bool,
+    },
+    /// Write a configuration with the servers of an MCP client, to put backstop between the two.
+    Init {
+        /// The client's configuration: JSON with `mcpServers` or `servers`.
+        #[arg(long, value_name = "JSON")]
+        from: PathBuf,
+        /// The file to write; it must not be there yet.
+        #[arg(long, short, value_name = "FILE", default_value = "backstop.toml")]
+        output: PathBuf,
     },
     /// Serve MCP in front of the servers of a configuration.
     Serve {
@@ -107,6 +117,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo { json } => crate::demo::run(json).await,
+        Command::Init { from, output } => init::run(&from, &output),
         Command::Serve {
             config,
             stdio,

@@ -41,6 +41,9 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
+    if matches!(front, Front::Stdio) {
+        host.gateway.expect_one_client();
+    }
     let mut observing = observe::start(&host)?;
     let live = host.live(path).await;
     observing.administer(&host, &live).await?;
@@ -72,10 +75,18 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
                 let address = listener
                     .local_addr()
                     .context("the listener has no address")?;
-                terminal::complain(&format!("listening on http://{address}{}", options.path));
+                let scheme = if options.tls.is_some() {
+                    "https"
+                } else {
+                    "http"
+                };
+                terminal::complain(&format!(
+                    "listening on {scheme}://{address}{}",
+                    options.path
+                ));
                 if !host.config.models.is_empty() {
                     let path = &host.config.completion.path;
-                    terminal::complain(&format!("models at http://{address}{path}"));
+                    terminal::complain(&format!("models at {scheme}://{address}{path}"));
                 }
                 gateway
                     .serve_http(listener, options)

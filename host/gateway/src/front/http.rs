@@ -3,38 +3,62 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::serve::ListenerExt;
 use backstop::mcp::rpc;
 use futures_util::stream::{self, Stream, StreamExt};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Running, Session};
+use super::tls::Tls;
+use crate::client::{Client, Running};
 use crate::envelope::{self, Envelope, Json};
+use crate::exchange::chain;
 use crate::model::Models;
-use crate::router::{Asker, Router};
-use crate::upstream::{MAX_MESSAGE_BYTES, META_VERSION, name_of};
+use crate::router::{Asker, Router, Said};
+use crate::upstream::{MAX_MESSAGE_BYTES, META_CAPABILITIES, META_VERSION, MODERN, name_of};
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 /// Sessions that are remembered; beyond it the one unused for longest is forgotten, and its client
 /// starts anew.
 const MAX_SESSIONS: usize = 10_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Notifications about one request that may wait for a slow reader.
-const NOTIFICATION_QUEUE: usize = 64;
+const KEEP_ALIVE_EVENT: Bytes = Bytes::from_static(b": keep-alive\n\n");
+/// Messages about one request, or about none, that may wait for a slow reader.
+const NOTIFICATION_QUEUE: usize = 256;
+
+/// What clients may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time; a further client is sent away with 503. Default: 10 000.
+    pub max_connections: usize,
+    /// The largest head of a request, in bytes, at least 8 KiB. Default: 64 KiB.
+    pub max_header_bytes: usize,
+    /// How long a connection may be open without a request, and how long a client may take to send one.
+    /// Default: 75 s. A client of HTTP/2 is asked for a sign of life instead.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_header_bytes: 64 * 1024,
+            idle: Duration::from_secs(75),
+        }
+    }
+}
 
 /// How the HTTP front is served, and to whom.
 #[derive(Clone)]
@@ -49,9 +73,16 @@ pub struct HttpOptions {
     /// are refused, or any web site could reach the gateway through a name of its own (DNS
     /// rebinding).
     pub allowed_hosts: Vec<String>,
+    /// How long a session may be left unused before it is forgotten, with the connections that are its
+    /// own. Default: 1 hour. One whose client listens is in use.
+    pub session_idle: Duration,
     /// Values of `Origin` that may call. Loopback origins always may; requests without an `Origin`
     /// are not from a browser.
     pub allowed_origins: Vec<String>,
+    /// What clients may take.
+    pub limits: Limits,
+    /// The certificate to show; without one no TLS is spoken. Default: none.
+    pub tls: Option<Tls>,
 }
 
 impl Default for HttpOptions {
@@ -60,8 +91,11 @@ impl Default for HttpOptions {
             path: "/mcp".into(),
             bearer_token: None,
             max_body_bytes: MAX_MESSAGE_BYTES,
+            session_idle: Duration::from_secs(60 * 60),
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            limits: Limits::default(),
+            tls: None,
         }
     }
 }
@@ -92,6 +126,13 @@ impl HttpOptions {
             allowed_origins: gateway.allowed_origins.clone(),
             bearer_token,
             max_body_bytes: usize::try_from(gateway.max_body).unwrap_or(usize::MAX),
+            limits: Limits {
+                max_connections: usize::try_from(gateway.max_connections).unwrap_or(usize::MAX),
+                max_header_bytes: usize::try_from(gateway.max_header).unwrap_or(usize::MAX),
+                idle: gateway.idle,
+            },
+            tls: Tls::of(gateway).map_err(|error| chain(&error))?,
+            ..Self::default()
         })
     }
 }
@@ -103,8 +144,11 @@ impl std::fmt::Debug for HttpOptions {
             .field("path", &self.path)
             .field("bearer_token", &self.bearer_token.as_ref().map(|_| "..."))
             .field("max_body_bytes", &self.max_body_bytes)
+            .field("session_idle", &self.session_idle)
             .field("allowed_hosts", &self.allowed_hosts)
             .field("allowed_origins", &self.allowed_origins)
+            .field("limits", &self.limits)
+            .field("tls", &self.tls)
             .finish()
     }
 }
@@ -112,48 +156,90 @@ impl std::fmt::Debug for HttpOptions {
 struct Front {
     router: Arc<Router>,
     options: Arc<ArcSwap<HttpOptions>>,
-    sessions: Mutex<HashMap<String, (Arc<Session>, Instant)>>,
-    shutdown: CancellationToken,
+    sessions: Mutex<HashMap<String, Arc<Session>>>,
 }
 
-/// Serves the endpoint until `shutdown` is set; requests under way are finished first.
+/// A client that has introduced itself.
+struct Session {
+    client: Arc<Client>,
+    /// What belongs to no call, for the stream the client opens with `GET`.
+    heard: tokio::sync::Mutex<mpsc::Receiver<Bytes>>,
+    /// The stream that is open; a newer one takes its place.
+    stream: Mutex<CancellationToken>,
+    used: Mutex<Instant>,
+}
+
+impl Session {
+    fn new(client: Arc<Client>, heard: mpsc::Receiver<Bytes>) -> Self {
+        Self {
+            client,
+            heard: heard.into(),
+            stream: Mutex::default(),
+            used: Instant::now().into(),
+        }
+    }
+}
+
+// Whoever forgets it, its connections end with it.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.client.close();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves the endpoint until the gateway shuts down; requests under way are finished first.
 pub(crate) async fn serve(
     router: Arc<Router>,
     models: Option<Arc<Models>>,
     listener: TcpListener,
     options: Arc<ArcSwap<HttpOptions>>,
-    shutdown: CancellationToken,
 ) -> std::io::Result<()> {
-    let path = options.load().path.clone();
+    let started_with = options.load_full();
+    let (path, shutdown) = (started_with.path.clone(), router.closing.clone());
+    let limits = started_with.limits;
+    let tls = started_with.tls.clone().map(|tls| tls.0);
     let front = Arc::new(Front {
         router,
         options,
         sessions: Mutex::default(),
-        shutdown: shutdown.clone(),
     });
+    let expiry = tokio::spawn(expire(Arc::downgrade(&front)));
+    let _expiry = AbortOnDropHandle::new(expiry);
     let mut app = axum::Router::new()
         .route(&path, axum::routing::any(handle))
         .with_state(front.clone());
     if let Some(models) = models {
-        let limits = front.clone();
-        let limit = Arc::new(move || limits.body_limit());
-        let guard = Arc::new(move |headers: &HeaderMap| front.refusal(headers));
+        let current = front.clone();
+        let limit = Arc::new(move || current.body_limit());
+        let guard = Arc::new(move |parts: &Parts| front.refusal(parts));
         app = app.merge(crate::model::front::routes(models, guard, limit));
     }
-    // Small answers must not wait for an acknowledgement (40 ms on some clients).
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    axum::serve(listener, app)
-        .with_graceful_shutdown(async move { shutdown.cancelled().await })
-        .await
+    super::serve::serve(listener, tls, limits, app, shutdown).await
+}
+
+/// Forgets sessions whose clients have gone without a word.
+async fn expire(front: Weak<Front>) {
+    loop {
+        let Some(idle) = front.upgrade().map(|front| front.options.load().session_idle) else {
+            return;
+        };
+        tokio::time::sleep(idle / 4).await;
+        let Some(front) = front.upgrade() else { return };
+        let left: Vec<_> = lock(&front.sessions)
+            .extract_if(|_, session| lock(&session.used).elapsed() >= idle)
+            .collect();
+        // Outside of the lock: their connections end with them.
+        drop(left);
+    }
 }
 
 async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    match front.refusal(&parts.headers) {
+    match front.refusal(&parts) {
         None => {}
         Some(refusal @ (StatusCode::UNAUTHORIZED, _)) => {
             let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
@@ -163,20 +249,28 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     }
     let limit = front.body_limit();
     match parts.method {
-        Method::POST => match to_bytes(body, limit).await {
-            Ok(body) => post(front, parts.headers, body).await,
-            Err(_) => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("more than {limit} bytes"),
-            )
-                .into_response(),
-        },
+        Method::POST => {
+            let body = tokio::time::timeout(front.options.limits.idle, to_bytes(body, limit));
+            match body.await {
+                Ok(Ok(body)) => post(front, parts.headers, body).await,
+                Ok(Err(_)) => (
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("more than {limit} bytes"),
+                )
+                    .into_response(),
+                Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+            }
+        }
         Method::GET => listen(&front, &parts.headers),
         Method::DELETE => match front
             .session_id(&parts.headers)
-            .and_then(|id| front.sessions().remove(&id))
+            .and_then(|id| lock(&front.sessions).remove(&id))
         {
-            Some(_) => StatusCode::NO_CONTENT.into_response(),
+            Some(session) => {
+                // Its stream holds it, and must not outlive it.
+                lock(&session.stream).cancel();
+                StatusCode::NO_CONTENT.into_response()
+            }
             None => StatusCode::NOT_FOUND.into_response(),
         },
         _ => not_allowed(),
@@ -191,39 +285,37 @@ fn not_allowed() -> Response {
         .into_response()
 }
 
-type Sessions<'a> = std::sync::MutexGuard<'a, HashMap<String, (Arc<Session>, Instant)>>;
-
 impl Front {
-    fn sessions(&self) -> Sessions<'_> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn session_id(&self, headers: &HeaderMap) -> Option<String> {
         headers.get(SESSION_ID)?.to_str().ok().map(str::to_owned)
     }
 
     fn open_session(&self) -> (String, Arc<Session>) {
-        let (id, session) = (
-            uuid::Uuid::new_v4().simple().to_string(),
-            Arc::new(Session::default()),
-        );
-        let mut sessions = self.sessions();
-        if sessions.len() >= MAX_SESSIONS {
-            let oldest = sessions
-                .iter()
-                .min_by_key(|(_, (_, used))| *used)
-                .map(|(id, _)| id.clone());
-            oldest.and_then(|oldest| sessions.remove(&oldest));
-        }
-        sessions.insert(id.clone(), (session.clone(), Instant::now()));
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let (out, heard) = mpsc::channel(NOTIFICATION_QUEUE);
+        let client = Client::new(format!("session {id}").into(), out);
+        let session = Arc::new(Session::new(client, heard));
+        let mut sessions = lock(&self.sessions);
+        let forgotten = (sessions.len() >= MAX_SESSIONS)
+            .then(|| {
+                let oldest = sessions
+                    .iter()
+                    .min_by_key(|(_, session)| *lock(&session.used))
+                    .map(|(id, _)| id.clone());
+                oldest.and_then(|oldest| sessions.remove(&oldest))
+            })
+            .flatten();
+        sessions.insert(id.clone(), session.clone());
+        drop(sessions);
+        // Outside of the lock: its connections end with it.
+        drop(forgotten);
         (id, session)
     }
 
     fn session(&self, id: &str) -> Option<Arc<Session>> {
-        let mut sessions = self.sessions();
-        let (session, used) = sessions.get_mut(id)?;
-        *used = Instant::now();
-        Some(session.clone())
+        let session = lock(&self.sessions).get(id)?.clone();
+        *lock(&session.used) = Instant::now();
+        Some(session)
     }
 
     fn body_limit(&self) -> usize {
@@ -231,10 +323,12 @@ impl Front {
     }
 
     /// Why a request is not let in; `None` where it is.
-    fn refusal(&self, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
-        match self.admit(headers) {
+    fn refusal(&self, parts: &Parts) -> Option<(StatusCode, &'static str)> {
+        // HTTP/2 names the host in the address of the request.
+        let host = parts.uri.authority().map(|authority| authority.as_str());
+        match self.admit(&parts.headers, host) {
             Err(reason) => Some((StatusCode::FORBIDDEN, reason)),
-            Ok(()) => (!self.knows(headers))
+            Ok(()) => (!self.knows(&parts.headers))
                 .then_some((StatusCode::UNAUTHORIZED, "a bearer token is needed")),
         }
     }
@@ -258,9 +352,9 @@ impl Front {
 
     /// Who calls, where that is known: a session, or everyone who holds the token. Others are
     /// strangers to each other, and no private answer is kept for them.
-    fn caller(&self, session: Option<&str>) -> Option<Arc<str>> {
+    fn caller(&self, session: Option<&Arc<Session>>) -> Option<Arc<str>> {
         match session {
-            Some(id) => Some(format!("session {id}").into()),
+            Some(session) => Some(session.client.id.clone()),
             None => {
                 let is_known = self.options.load().bearer_token.is_some();
                 is_known.then(|| "token".into())
@@ -269,10 +363,14 @@ impl Front {
     }
 
     /// Refuses requests a web page elsewhere could have made a browser send.
-    fn admit(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+    fn admit(&self, headers: &HeaderMap, authority: Option<&str>) -> Result<(), &'static str> {
         let options = self.options.load();
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-        if let Some(host) = text(header::HOST) {
+        let named = [text(header::HOST), authority];
+        if named.iter().all(Option::is_none) {
+            return Err("the request names no host");
+        }
+        for host in named.into_iter().flatten() {
             let name = host_name(host);
             if !is_loopback(name)
                 && !options
@@ -333,25 +431,27 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         Envelope::Request { id, method, params } => (id, method, params),
         other => {
             if let Some(session) = known {
-                session.heed(&other);
+                session.client.heed(other);
             }
             return StatusCode::ACCEPTED.into_response();
         }
     };
-    if let Err(reason) = headers_match(&headers, &method, params.as_ref()) {
-        let text = envelope::error_message(Some(&id), rpc::HEADER_MISMATCH, &reason, None);
+    if let Err((code, reason)) = is_whole(&headers, &method, params.as_ref()) {
+        let text = envelope::error_message(Some(&id), code, &reason, None);
         return (StatusCode::BAD_REQUEST, json(text)).into_response();
     }
     let (new_id, session) = match known {
-        Some(session) => (None, session),
+        Some(session) => (None, Some(session)),
         None if &*method == "initialize" => {
             let (id, session) = front.open_session();
-            (Some(id), session)
+            (Some(id), Some(session))
         }
         // Requests of the era without sessions, and of clients that make none.
-        None => (None, Arc::default()),
+        None => (None, None),
     };
-    session.watch(&method, params.as_ref());
+    if let Some(session) = &session {
+        front.router.meet(&method, params.as_ref(), &session.client);
+    }
     let accepts_events = headers
         .get_all(header::ACCEPT)
         .iter()
@@ -361,22 +461,24 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         .any(|value| value.contains("text/event-stream"));
     let (out, notifications) = mpsc::channel(NOTIFICATION_QUEUE);
     let asker = Asker {
-        caller: front.caller(session_id.as_deref()),
+        caller: front.caller(session.as_ref()),
         out: accepts_events.then_some(out),
         headers: headers
             .iter()
             .filter(|(name, _)| name.as_str().starts_with("mcp-param-"))
             .map(clone_pair)
             .collect(),
+        client: session.as_ref().map(|session| session.client.clone()),
     };
-    let running = session.begin(&id);
+    let running = session.as_ref().map(|session| session.client.begin(&id));
     let router = front.router.clone();
-    let answer: Answer = Box::pin(async move {
-        let text = router.answer(&id, &method, params, &asker).await;
+    // On a task of its own: a client that reads slowly holds back neither the call nor its timers.
+    let answer = AbortOnDropHandle::new(tokio::spawn(async move {
+        let said = router.answer(&id, &method, params, &asker).await;
         // Ends the stream of notifications.
         drop(asker);
-        text
-    });
+        said
+    }));
     let mut response = respond(answer, notifications, running).await;
     if let Some(value) = new_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
         response.headers_mut().insert(SESSION_ID, value);
@@ -388,34 +490,72 @@ fn clone_pair((name, value): (&HeaderName, &HeaderValue)) -> (HeaderName, Header
     (name.clone(), value.clone())
 }
 
-type Answer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+/// A request's answer, on its way. Dropping it takes the request back.
+struct Answering {
+    answer: AbortOnDropHandle<Said>,
+    notifications: mpsc::Receiver<Bytes>,
+    cancelled: CancellationToken,
+    _running: Option<Running>,
+}
+
+enum Next {
+    Notification(Bytes),
+    Answer(Said),
+    /// The client waits for nothing any more.
+    Cancelled,
+    Silence,
+}
+
+impl Answering {
+    async fn next(&mut self) -> Next {
+        tokio::select! {
+            biased;
+            Some(next) = self.notifications.recv() => Next::Notification(next),
+            answer = &mut self.answer => match answer {
+                Ok(said) => Next::Answer(said),
+                // It ends early only with the program.
+                Err(_) => Next::Cancelled,
+            },
+            () = self.cancelled.cancelled() => Next::Cancelled,
+            () = tokio::time::sleep(KEEP_ALIVE) => Next::Silence,
+        }
+    }
+}
 
 /// Dropping what comes out of this, as the server does when the client goes away, drops the call.
 async fn respond(
-    mut answer: Answer,
-    mut notifications: mpsc::Receiver<Bytes>,
-    running: Running,
+    answer: AbortOnDropHandle<Said>,
+    notifications: mpsc::Receiver<Bytes>,
+    running: Option<Running>,
 ) -> Response {
-    let cancelled = running.cancelled.clone();
-    tokio::select! {
-        biased;
-        Some(first) = notifications.recv() => {
-            let events = stream::unfold(Some((answer, notifications, running)), |state| async move {
-                let (mut answer, mut notifications, running) = state?;
-                let cancelled = running.cancelled.clone();
-                tokio::select! {
-                    biased;
-                    Some(next) = notifications.recv() => Some((next, Some((answer, notifications, running)))),
-                    text = &mut answer => Some((text, None)),
-                    () = cancelled.cancelled() => None,
-                }
-            });
-            event_stream(stream::iter([first]).chain(events).map(event))
+    let mut answering = Answering {
+        answer,
+        notifications,
+        cancelled: running
+            .as_ref()
+            .map(|running| running.cancelled.clone())
+            .unwrap_or_default(),
+        _running: running,
+    };
+    let first = loop {
+        match answering.next().await {
+            Next::Notification(first) => break event(first),
+            Next::Answer(said) => return (status_of(said.code), json(said.text)).into_response(),
+            // The transport still wants a response.
+            Next::Cancelled => return StatusCode::ACCEPTED.into_response(),
+            Next::Silence => {}
         }
-        text = &mut answer => json(text),
-        // The client waits for nothing any more; the transport still wants a response.
-        () = cancelled.cancelled() => StatusCode::ACCEPTED.into_response(),
-    }
+    };
+    let events = stream::unfold(Some(answering), |answering| async move {
+        let mut answering = answering?;
+        match answering.next().await {
+            Next::Notification(next) => Some((event(next), Some(answering))),
+            Next::Answer(said) => Some((event(said.text), None)),
+            Next::Cancelled => None,
+            Next::Silence => Some((KEEP_ALIVE_EVENT, Some(answering))),
+        }
+    });
+    event_stream(stream::iter([first]).chain(events))
 }
 
 /// `GET`: what servers say without being asked, for a client with a session.
@@ -426,27 +566,76 @@ fn listen(front: &Arc<Front>, headers: &HeaderMap) -> Response {
     let Some(session) = front.session(&id) else {
         return (StatusCode::NOT_FOUND, "no such session").into_response();
     };
+    let replaced = CancellationToken::new();
+    std::mem::replace(&mut *lock(&session.stream), replaced.clone()).cancel();
     let news = front.router.news.subscribe();
-    let events = stream::unfold((news, session), |(mut news, session)| async move {
-        loop {
-            let text = match tokio::time::timeout(KEEP_ALIVE, news.recv()).await {
-                Err(_) => Bytes::from_static(b": keep-alive\n\n"),
-                Ok(Ok(news)) if session.wants(&news) => event(news.text),
-                Ok(Ok(_) | Err(broadcast::error::RecvError::Lagged(_))) => continue,
-                Ok(Err(broadcast::error::RecvError::Closed)) => return None,
-            };
-            return Some((text, (news, session)));
-        }
+    // The session may end while the stream is open: nothing here keeps it.
+    let session = Arc::downgrade(&session);
+    let events = stream::unfold((news, session), |(mut news, weak)| async move {
+        let session = weak.upgrade()?;
+        let mut heard = session.heard.lock().await;
+        let text = loop {
+            tokio::select! {
+                heard = heard.recv() => break event(heard?),
+                news = news.recv() => match news {
+                    Ok(news) if news.concerns(&session.client) => break event(news.text),
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return None,
+                },
+                () = tokio::time::sleep(KEEP_ALIVE) => break KEEP_ALIVE_EVENT,
+            }
+        };
+        // A client that reads is there.
+        *lock(&session.used) = Instant::now();
+        drop(heard);
+        Some((text, (news, weak)))
     });
-    event_stream(events.take_until(front.shutdown.clone().cancelled_owned()))
+    let closing = front.router.closing.clone().cancelled_owned();
+    let ended = async move {
+        tokio::select! {
+            () = closing => {}
+            () = replaced.cancelled() => {}
+        }
+    };
+    event_stream(events.take_until(Box::pin(ended)))
 }
 
-/// What the era without sessions requires of header fields: that they say what the message says.
-fn headers_match(headers: &HeaderMap, method: &str, params: Option<&Json>) -> Result<(), String> {
+/// What the era without sessions requires: that the message says whose it is, and that header fields
+/// say what the message says.
+fn is_whole(headers: &HeaderMap, method: &str, params: Option<&Json>) -> Result<(), (i64, String)> {
     let meta = params.and_then(|params| params.member("_meta"));
-    let Some(version) = meta.and_then(|meta| meta.text_member(META_VERSION)) else {
-        return Ok(());
+    let version = meta
+        .as_ref()
+        .and_then(|meta| meta.text_member(META_VERSION));
+    let Some(version) = version else {
+        let modern = headers
+            .get("mcp-protocol-version")
+            .is_some_and(|value| value.as_bytes() == MODERN.as_bytes());
+        return match modern {
+            true => Err((
+                rpc::INVALID_PARAMS,
+                format!("`_meta` lacks {META_VERSION:?}"),
+            )),
+            false => Ok(()),
+        };
     };
+    headers_match(headers, method, params, &version)
+        .map_err(|reason| (rpc::HEADER_MISMATCH, reason))?;
+    match meta.and_then(|meta| meta.member(META_CAPABILITIES)) {
+        Some(_) => Ok(()),
+        None => Err((
+            rpc::INVALID_PARAMS,
+            format!("`_meta` lacks {META_CAPABILITIES:?}"),
+        )),
+    }
+}
+
+fn headers_match(
+    headers: &HeaderMap,
+    method: &str,
+    params: Option<&Json>,
+    version: &str,
+) -> Result<(), String> {
     let differs = |name: &str, expected: &[u8]| {
         headers
             .get(name)
@@ -467,6 +656,19 @@ fn headers_match(headers: &HeaderMap, method: &str, params: Option<&Json>) -> Re
             Err("`Mcp-Name` is not what the message says".into())
         }
         _ => Ok(()),
+    }
+}
+
+/// The status the newest revision wants with an error (2026-07-28, transports).
+fn status_of(code: Option<i64>) -> StatusCode {
+    match code {
+        Some(rpc::METHOD_NOT_FOUND) => StatusCode::NOT_FOUND,
+        Some(
+            rpc::HEADER_MISMATCH
+            | rpc::MISSING_CLIENT_CAPABILITY
+            | rpc::UNSUPPORTED_PROTOCOL_VERSION,
+        ) => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Session;
+use crate::client::Client;
 use crate::envelope::{self, Envelope};
 use crate::router::{Asker, Router};
 use crate::upstream::MAX_MESSAGE_BYTES;
@@ -20,24 +20,32 @@ const WRITE_QUEUE: usize = 256;
 /// How long requests may still take once the client has said all it has to say.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Serves one client until it closes its side or `shutdown` is set.
+/// Serves one client until it closes its side or the gateway shuts down. A `sole` client is the only
+/// one the gateway will ever have.
 pub(crate) async fn serve(
     router: Arc<Router>,
     input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin + Send + 'static,
-    shutdown: CancellationToken,
+    sole: bool,
 ) -> std::io::Result<()> {
+    let shutdown = router.closing.clone();
     // One client, and no other like it.
     let caller: Arc<str> = format!("stream {}", uuid::Uuid::new_v4().simple()).into();
-    let session = Arc::new(Session::default());
     let (out, outgoing) = mpsc::channel(WRITE_QUEUE);
+    let client = if sole {
+        let client = Client::sole(caller.clone(), out.clone());
+        router.sole.is(&client);
+        client
+    } else {
+        Client::new(caller.clone(), out.clone())
+    };
     let writer = tokio::spawn(write(outgoing, output));
     let requests = TaskTracker::new();
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     tokio::spawn(stop.clone().run_until_cancelled_owned(tell_news(
         router.clone(),
-        session.clone(),
+        client.clone(),
         out.clone(),
     )));
 
@@ -79,22 +87,24 @@ pub(crate) async fn serve(
                 }
             }
             Ok(Envelope::Request { id, method, params }) => {
-                let (router, session, out) = (router.clone(), session.clone(), out.clone());
+                let (router, client, out) = (router.clone(), client.clone(), out.clone());
                 // Registered before the next line is read: it may take the request back.
-                let running = session.begin(&id);
+                let running = client.begin(&id);
                 let stop = stop.clone();
                 let caller = caller.clone();
+                // What it says of itself must be known before anything else it asks is answered.
+                router.meet(&method, params.as_ref(), &client);
                 requests.spawn(async move {
                     let asker = Asker {
                         caller: Some(caller),
                         out: Some(out.clone()),
+                        client: Some(client),
                         ..Asker::default()
                     };
-                    session.watch(&method, params.as_ref());
                     // A client that does not read holds its own requests back, and no end of ours.
                     let work = async {
                         let answer = router.answer(&id, &method, params, &asker).await;
-                        let _ = out.send(answer).await;
+                        let _ = out.send(answer.text).await;
                     };
                     tokio::select! {
                         () = work => {}
@@ -103,7 +113,7 @@ pub(crate) async fn serve(
                     }
                 });
             }
-            Ok(other) => session.heed(&other),
+            Ok(other) => client.heed(other),
         }
     }
     requests.close();
@@ -112,17 +122,18 @@ pub(crate) async fn serve(
     }
     stop.cancel();
     requests.wait().await;
-    drop(out);
+    client.close();
+    drop((client, out));
     // A client that no longer reads must not hold us.
     let _ = tokio::time::timeout(DRAIN, writer).await;
     outcome
 }
 
-async fn tell_news(router: Arc<Router>, session: Arc<Session>, out: mpsc::Sender<Bytes>) {
+async fn tell_news(router: Arc<Router>, client: Arc<Client>, out: mpsc::Sender<Bytes>) {
     let mut news = router.news.subscribe();
     loop {
         match news.recv().await {
-            Ok(news) if session.wants(&news) => {
+            Ok(news) if news.concerns(&client) => {
                 if out.send(news.text).await.is_err() {
                     return;
                 }

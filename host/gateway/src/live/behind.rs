@@ -1,15 +1,15 @@
 //! What is behind the gateway, as a configuration says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use backstop::config::{Config, Diagnostic, Model, Service, Transport};
+use backstop::config::{Config, Diagnostic, Expanded, Model, Service, Transport};
 use backstop::discovery::Targets;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::gateway::Gateway;
 use crate::model::ModelSpec;
-use crate::upstream::{ServiceSpec, TransportSpec};
+use crate::upstream::{Reread, ServiceSpec, TransportSpec};
 
 /// The servers and models a configuration names, as far as they can be used.
 #[derive(Debug, Default)]
@@ -93,22 +93,27 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
             cwd: cwd.clone(),
         },
         Transport::Http { url, headers } => {
-            let mut map = HeaderMap::new();
-            for (name, value) in headers {
-                // The value may be a secret: only its name is told.
-                let header = HeaderName::try_from(name.as_str()).map_err(|_| {
-                    format!("the header name {name:?} is not one of HTTP; correct it")
-                })?;
-                let value = HeaderValue::try_from(value.value()).map_err(|_| {
-                    format!("the value of header {name:?} has characters HTTP does not allow")
-                })?;
-                map.insert(header, value);
-            }
+            let map = header_map(headers)?;
+            let reread = headers.values().any(Expanded::is_of_file).then(|| {
+                let headers = headers.clone();
+                Reread::new(format!("{headers:?}"), move || {
+                    let env = |name: &str| std::env::var(name).ok();
+                    let again = |(name, value): (&String, &Expanded)| match value.again(&env) {
+                        Ok(value) => Ok((name.clone(), value)),
+                        Err(error) => Err(format!("header {name:?}: {error}")),
+                    };
+                    header_map(&headers.iter().map(again).collect::<Result<_, _>>()?)
+                })
+            });
             let url = url
                 .value()
                 .parse()
                 .map_err(|error| format!("the url cannot be used: {error}"))?;
-            TransportSpec::Http { url, headers: map }
+            TransportSpec::Http {
+                url,
+                headers: map,
+                reread,
+            }
         }
     };
     Ok(ServiceSpec {
@@ -117,6 +122,21 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
         trusted: service.trusted,
         transport,
     })
+}
+
+fn header_map(headers: &BTreeMap<String, Expanded>) -> Result<HeaderMap, String> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        // The value may be a secret: only its name is told.
+        let header = HeaderName::try_from(name.as_str())
+            .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
+        let mut value = HeaderValue::try_from(value.value()).map_err(|_| {
+            format!("the value of header {name:?} has characters HTTP does not allow")
+        })?;
+        value.set_sensitive(true);
+        map.insert(header, value);
+    }
+    Ok(map)
 }
 
 fn model_spec(model: &Model) -> Result<ModelSpec, String> {

@@ -89,6 +89,15 @@ impl Changes {
             ("[gateway] listen", before.listen != now.listen),
             ("[gateway] path", before.path != now.path),
             (
+                "[gateway] tls_certificate, tls_key",
+                (&before.tls_certificate, &before.tls_key) != (&now.tls_certificate, &now.tls_key),
+            ),
+            (
+                "[gateway] max_connections, max_header, idle",
+                (before.max_connections, before.max_header, before.idle)
+                    != (now.max_connections, now.max_header, now.idle),
+            ),
+            (
                 "[completion] path",
                 old.completion.path != new.completion.path,
             ),

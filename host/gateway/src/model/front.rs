@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body as HttpBody, Bytes, to_bytes};
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -31,7 +32,7 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("x-backstop-attempts");
 const FAILED: HeaderName = HeaderName::from_static("x-backstop-failed");
 
 /// Says why a request is not let in; `None` lets it in.
-pub(crate) type Guard = Arc<dyn Fn(&HeaderMap) -> Option<(StatusCode, &'static str)> + Send + Sync>;
+pub(crate) type Guard = Arc<dyn Fn(&Parts) -> Option<(StatusCode, &'static str)> + Send + Sync>;
 
 /// The largest body of a request, in bytes, at this moment.
 pub(crate) type MaxBody = Arc<dyn Fn() -> usize + Send + Sync>;
@@ -84,8 +85,9 @@ pub(crate) fn routes(models: Arc<Models>, guard: Guard, max_body: MaxBody) -> Ro
 }
 
 async fn admit(State(front): State<Front>, request: Request, next: Next) -> Response {
-    match (front.guard)(request.headers()) {
-        None => next.run(request).await,
+    let (parts, body) = request.into_parts();
+    match (front.guard)(&parts) {
+        None => next.run(Request::from_parts(parts, body)).await,
         Some((status, reason)) => {
             let code = match status {
                 StatusCode::UNAUTHORIZED => "invalid_api_key",

@@ -12,7 +12,8 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Asker, Refused, Router, outcome};
-use crate::catalog::Section;
+use crate::catalog::{Catalog, Section};
+use crate::client::Client;
 use crate::envelope::{Json, Payload};
 use crate::exchange::{McpAnswer, McpRequest};
 use crate::upstream::Upstream;
@@ -41,27 +42,34 @@ impl Tried {
 impl Router {
     /// The list of every group, as one page. It fails only where nothing is known of any group.
     pub(crate) async fn list(&self, section: Section, asker: &Asker) -> Result<Json, Refused> {
-        let groups = self.catalog.groups();
+        let catalog = self.catalog_of(asker.client.as_ref());
+        let groups = catalog.groups();
         let refreshed = groups
             .iter()
             .map(|group| self.refresh(group, section, asker));
         let mut failed = None;
+        let mut only = None;
         let mut known = groups.is_empty();
         for (group, refreshed) in groups.iter().zip(join_all(refreshed).await) {
-            if let Err(answer) = refreshed {
-                failed = failed.or(Some(answer));
+            match refreshed {
+                Ok(whole) => only = whole.filter(|_| groups.len() == 1),
+                Err(answer) => failed = failed.or(Some(answer)),
             }
-            if self.catalog.knows(group, section) {
+            if catalog.knows(group, section) {
                 known = true;
             } else {
-                self.catalog.missed(group, section);
+                catalog.missed(group, section);
             }
         }
-        match failed {
-            Some(McpAnswer {
-                payload: Payload::Error(error),
-                ..
-            }) if !known => Err(Refused {
+        let merged = catalog.merged(section);
+        match (failed, only) {
+            (
+                Some(McpAnswer {
+                    payload: Payload::Error(error),
+                    ..
+                }),
+                _,
+            ) if !known => Err(Refused {
                 code: error
                     .member("code")
                     .and_then(|code| code.read().ok())
@@ -69,25 +77,26 @@ impl Router {
                 message: error.text_member("message").unwrap_or_default(),
                 data: error.member("data"),
             }),
-            _ => Ok(Json::of(&json!({})).with_members(&[(
-                section.member(),
-                Some(&Json::of(&self.catalog.merged(section))),
-            )])),
+            // One server's whole list needs no other form, where nobody has anything to add.
+            (_, Some(whole)) if elements(&whole, section) == merged => Ok(whole),
+            _ => {
+                Ok(Json::of(&json!({}))
+                    .with_members(&[(section.member(), Some(&Json::of(&merged)))]))
+            }
         }
     }
 
     /// Makes sure that the lists are known as far as they can be.
-    pub(super) async fn load(&self, section: Section) {
-        let is_unknown = |group: &Arc<str>| !self.catalog.is_current(group, section);
-        let groups = self.catalog.groups();
+    pub(super) async fn load(&self, catalog: &Arc<Catalog>, section: Section, asker: &Asker) {
+        let is_unknown = |group: &Arc<str>| !catalog.is_current(group, section);
+        let groups = catalog.groups();
         if !groups.iter().any(is_unknown) {
             return;
         }
         let mut tried = self.loading.lock().await;
         let mut due = groups.to_vec();
         due.retain(|group| is_unknown(group) && tried.is_due(group, section));
-        let asker = Asker::default();
-        let look = |group| self.look(group, section, &asker);
+        let look = |group| self.look(catalog, group, section, asker);
         let loaded = join_all(due.iter().map(look)).await;
         for (group, is_current) in due.iter().zip(loaded) {
             if !is_current {
@@ -99,39 +108,45 @@ impl Router {
     }
 
     /// Asks for a list: whoever has shown that it changed, else any member.
-    async fn look(&self, group: &Arc<str>, section: Section, asker: &Asker) -> bool {
-        let doubted = self.catalog.doubted(group, section);
+    async fn look(
+        &self,
+        catalog: &Arc<Catalog>,
+        group: &Arc<str>,
+        section: Section,
+        asker: &Asker,
+    ) -> bool {
+        let doubted = catalog.doubted(group, section);
         if doubted.is_empty() {
             return self.refresh(group, section, asker).await.is_ok();
         }
-        join_all(doubted.iter().map(|member| self.survey(member))).await;
-        self.catalog.is_current(group, section)
+        let survey = |member| self.survey(member, asker.client.as_ref());
+        join_all(doubted.iter().map(survey)).await;
+        catalog.is_current(group, section)
     }
 
-    /// Whether every server of a group has said that it has no such list.
-    fn nobody_has(&self, group: &Arc<str>, section: Section) -> bool {
-        let upstreams = self.upstreams();
-        let mut members = upstreams
-            .values()
-            .filter(|upstream| upstream.spec.group == *group);
-        members.all(|upstream| has_not(upstream, section))
-    }
-
+    /// Asks a group for its list. The list as its server gave it, where it came in one page.
     async fn refresh(
         &self,
         group: &Arc<str>,
         section: Section,
         asker: &Asker,
-    ) -> Result<(), McpAnswer> {
-        if self.nobody_has(group, section) {
-            for upstream in self.upstreams().values() {
-                if upstream.spec.group == *group {
-                    self.keep(&upstream.spec.name, section, Vec::new());
-                }
+    ) -> Result<Option<Json>, McpAnswer> {
+        let client = asker.client.as_ref();
+        let upstreams = self.upstreams();
+        let members = upstreams
+            .values()
+            .filter(|upstream| upstream.spec.group == *group);
+        if members
+            .clone()
+            .all(|upstream| has_not(upstream, section, client))
+        {
+            for upstream in members {
+                self.keep(&upstream.spec.name, section, Vec::new(), client);
             }
-            return Ok(());
+            return Ok(None);
         }
         let mut items = Vec::new();
+        let mut whole = None;
         let mut served_by: Option<Arc<str>> = None;
         let mut cursor: Option<Json> = None;
         for _ in 0..MAX_PAGES {
@@ -149,38 +164,47 @@ impl Router {
             let params = cursor
                 .take()
                 .map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
-            let request = McpRequest::new(section.method(), params);
+            let mut request = McpRequest::new(section.method(), params);
+            request.wiring.client = asker.client.clone();
             let outcome = match self.engine.call(&self.exchange, call, &request).await {
                 Ok(outcome) => outcome,
                 Err(failed) => return Err(outcome::tell(Err(failed))),
             };
             if let Payload::Result(result) = &outcome.answer.payload {
-                items.extend(
-                    result
-                        .member(section.member())
-                        .map(|list| list.elements())
-                        .unwrap_or_default(),
-                );
+                items.extend(elements(result, section));
                 cursor = result
                     .member("nextCursor")
                     .filter(|cursor| cursor.as_bytes() != b"null");
             }
-            served_by = outcome.served_by.or(served_by);
+            let first = served_by.is_none();
+            served_by = outcome.served_by.clone().or(served_by);
             if cursor.is_none() || served_by.is_none() {
+                whole = Some(outcome).filter(|_| first);
                 break;
             }
         }
         // Without a server it was the last known good list, which is known already.
         if let Some(member) = served_by {
-            self.keep(&member, section, items);
+            self.keep(&member, section, items, client);
         }
-        Ok(())
+        Ok(
+            whole.and_then(|outcome| match outcome::tell(Ok(outcome)).payload {
+                Payload::Result(result) => Some(result),
+                Payload::Error(_) => None,
+            }),
+        )
     }
 }
 
-/// Whether a server has said that it has no such list.
-pub(super) fn has_not(upstream: &Upstream, section: Section) -> bool {
+/// The items of a list.
+pub(super) fn elements(result: &Json, section: Section) -> Vec<Json> {
+    let list = result.member(section.member());
+    list.map(|list| list.elements()).unwrap_or_default()
+}
+
+/// Whether a server has said to this client that it has no such list.
+pub(super) fn has_not(upstream: &Upstream, section: Section, client: Option<&Arc<Client>>) -> bool {
     upstream
-        .known_peer()
+        .known_peer(client)
         .is_some_and(|peer| peer.capabilities.member(section.capability()).is_none())
 }

@@ -5,13 +5,14 @@
 //! answered here; everything else is a call of the engine.
 
 mod hello;
+mod listen;
 mod lists;
 mod outcome;
 mod survey;
 
 use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -24,12 +25,14 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, Route, Section};
+use crate::client::{Client, LogLevel};
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::{McpAnswer, McpExchange, McpRequest, Upstreams};
 use crate::telemetry::{Good, error_type};
-use crate::upstream::{META_VERSION, MODERN, Unasked, Upstream, Wiring};
+use crate::upstream::{META_VERSION, MODERN, Sole, Unasked, Upstream, Wiring};
 
 /// Exchanges in several rounds whose server is remembered.
 const ROUNDS_REMEMBERED: usize = 1024;
@@ -47,15 +50,41 @@ pub(crate) struct Asker {
     pub(crate) out: Option<mpsc::Sender<Bytes>>,
     /// Header fields a server may want.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// The client, where it is more than this request.
+    pub(crate) client: Option<Arc<Client>>,
 }
 
-/// What a server said without being asked.
+/// What is for more clients than one, and belongs to no call.
 #[derive(Debug, Clone)]
 pub(crate) struct News {
+    pub(crate) method: Arc<str>,
     /// The resource it is about, for `notifications/resources/updated`: only its subscribers are told.
     pub(crate) uri: Option<String>,
+    pub(crate) params: Option<Json>,
     /// The message.
     pub(crate) text: Bytes,
+    /// Whether a server said it, over a connection that clients share.
+    shared: bool,
+}
+
+impl News {
+    fn new(method: Arc<str>, params: Option<Json>, shared: bool) -> Self {
+        Self {
+            text: envelope::notification_message(&method, params.as_ref()),
+            uri: params.as_ref().and_then(|params| params.text_member("uri")),
+            method,
+            params,
+            shared,
+        }
+    }
+
+    /// Whether a client of the era with sessions is to be told. One with connections of its own hears
+    /// over these what servers say.
+    pub(crate) fn concerns(&self, client: &Client) -> bool {
+        client.hello().is_some()
+            && !(self.shared && client.can_be_asked())
+            && self.uri.as_ref().is_none_or(|uri| client.watches(uri))
+    }
 }
 
 /// Answers requests.
@@ -68,12 +97,36 @@ pub(crate) struct Router {
     /// Which server asked back, by the state it wants to be given.
     rounds: Mutex<VecDeque<(String, Arc<str>)>>,
     loading: tokio::sync::Mutex<lists::Tried>,
-    /// Servers that are being asked what they offer, for nobody in particular.
-    surveyed: Mutex<HashSet<Arc<str>>>,
+    /// Servers that are being asked what they offer, and for which client.
+    surveyed: Mutex<HashSet<survey::Surveyed>>,
     /// Held while the set of servers is replaced.
     changing: Mutex<()>,
+    /// Which server a task runs on.
+    tasks: Mutex<VecDeque<(String, Arc<str>)>>,
+    /// Clients that share connections and asked for log messages.
+    loggers: Mutex<Vec<Weak<Client>>>,
+    pub(crate) sole: Arc<Sole>,
+    /// Set when the gateway shuts down.
+    pub(crate) closing: CancellationToken,
     good: Good,
 }
+
+/// An answer to a client.
+pub(crate) struct Said {
+    /// The message.
+    pub(crate) text: Bytes,
+    /// The code of the error it is, in the era where the transport tells it as well.
+    pub(crate) code: Option<i64>,
+}
+
+/// What the newest revision no longer has.
+const RETIRED: [&str; 5] = [
+    "initialize",
+    "ping",
+    "logging/setLevel",
+    "resources/subscribe",
+    "resources/unsubscribe",
+];
 
 /// A refusal of the gateway's own.
 pub(crate) struct Refused {
@@ -108,8 +161,12 @@ impl Router {
             news,
             rounds: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
+            loggers: Mutex::default(),
             surveyed: Mutex::default(),
             changing: Mutex::default(),
+            sole: Arc::default(),
+            closing: CancellationToken::new(),
             good: Good::default(),
         }
     }
@@ -130,7 +187,7 @@ impl Router {
         method: &str,
         params: Option<Json>,
         asker: &Asker,
-    ) -> Bytes {
+    ) -> Said {
         let began = Instant::now();
         let meta = params.as_ref().and_then(|params| params.member("_meta"));
         let version = meta
@@ -145,6 +202,12 @@ impl Router {
                     &json!({ "supported": hello::VERSIONS, "requested": version }),
                 )),
             }),
+            Some(_) if RETIRED.contains(&method) => Err(Refused {
+                code: rpc::METHOD_NOT_FOUND,
+                message: format!("{MODERN} has no method {method:?}"),
+                data: None,
+            }),
+            _ if method == "subscriptions/listen" => self.listen(id, params, asker).await,
             _ => self.dispatch(method, params, meta, asker).await,
         };
         let error = match &answered {
@@ -152,16 +215,24 @@ impl Router {
             Err(refused) => Some(refused.code.to_string().into()),
         };
         self.good.answered(method, error, began.elapsed());
-        match answered {
-            Ok(answer) if modern => {
-                envelope::answer_message(id, &outcome::typed(answer, method).payload)
-            }
-            Ok(answer) => envelope::answer_message(id, &answer.payload),
+        let payload = match answered {
+            Ok(answer) if modern => outcome::typed(answer, method).payload,
+            Ok(answer) => answer.payload,
             Err(Refused {
                 code,
                 message,
                 data,
-            }) => envelope::error_message(Some(id), code, &message, data.as_ref()),
+            }) => Payload::Error(envelope::error_object(code, &message, data.as_ref())),
+        };
+        let code = match &payload {
+            Payload::Error(error) if modern => {
+                error.member("code").and_then(|code| code.read().ok())
+            }
+            _ => None,
+        };
+        Said {
+            text: envelope::answer_message(id, &payload),
+            code,
         }
     }
 
@@ -183,11 +254,16 @@ impl Router {
             "initialize" => return own(self.initialize(params.as_ref()).await),
             "server/discover" => return own(self.discover().await),
             "ping" => return own(Json::of(&json!({}))),
-            "logging/setLevel" => return own(self.set_log_level(params.as_ref()).await),
+            "logging/setLevel" => {
+                return self
+                    .set_log_level(params.as_ref(), asker)
+                    .await
+                    .and_then(own);
+            }
             _ => {}
         }
         let params = params.unwrap_or_else(|| Json::of(&json!({})));
-        let (call, params) = self.aim(method, params).await?;
+        let (call, params) = self.aim(method, params, asker).await?;
         let call = self.exchange.operations.load().apply(call);
         let call = match &asker.caller {
             Some(caller) => call.caller(caller.clone()),
@@ -199,6 +275,7 @@ impl Router {
             token,
             out: asker.out.clone(),
             headers: asker.headers.clone(),
+            client: asker.client.clone(),
         };
         let request = McpRequest {
             method: method.into(),
@@ -207,13 +284,19 @@ impl Router {
         };
         let outcome = self.engine.call(&self.exchange, call, &request).await;
         if let Ok(outcome) = &outcome {
-            self.remember_round(outcome);
+            self.remember(outcome);
         }
         Ok(outcome::tell(outcome))
     }
 
     /// Which group a request concerns, and its parameters as that group knows them.
-    async fn aim(&self, method: &str, params: Json) -> Result<(Call, Json), Refused> {
+    async fn aim(
+        &self,
+        method: &str,
+        params: Json,
+        asker: &Asker,
+    ) -> Result<(Call, Json), Refused> {
+        let catalog = self.catalog_of(asker.client.as_ref());
         let text = |name: &str| {
             let missing = || Refused::params(format!("{method:?} needs `{name}`, a string"));
             params.text_member(name).ok_or_else(missing)
@@ -221,8 +304,8 @@ impl Router {
         match method {
             "tools/call" => {
                 let name = text("name")?;
-                let (group, own) = self.find(Section::Tools, &name).await?;
-                let safety = self.tool_safety(&group, &own);
+                let (group, own) = self.find(&catalog, Section::Tools, &name, asker).await?;
+                let safety = self.tool_safety(&catalog, &group, &own);
                 let params = if own == name {
                     params
                 } else {
@@ -237,7 +320,7 @@ impl Router {
             }
             "prompts/get" => {
                 let name = text("name")?;
-                let (group, own) = self.find(Section::Prompts, &name).await?;
+                let (group, own) = self.find(&catalog, Section::Prompts, &name, asker).await?;
                 let params = if own == name {
                     params
                 } else {
@@ -252,27 +335,33 @@ impl Router {
             }
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
                 let uri = text("uri")?;
-                let group = self.find_uri(&uri).await?;
+                let group = self.find_uri(&catalog, &uri, asker).await?;
                 let read = method == "resources/read";
                 let safety = if read {
                     RepeatSafety::ReadOnly
                 } else {
                     RepeatSafety::Idempotent
                 };
+                let watched_at = match (method, &asker.client) {
+                    ("resources/unsubscribe", Some(client)) => client.watched_at(&uri),
+                    _ => None,
+                };
                 let operation = if read { uri } else { method.to_owned() };
-                Ok((
-                    Call::new(group, operation)
-                        .level(Level::Resource)
-                        .repeat_safety(safety),
-                    params,
-                ))
+                let call = Call::new(group, operation)
+                    .level(Level::Resource)
+                    .repeat_safety(safety);
+                let call = match watched_at {
+                    Some(target) => call.pin(target).without_fallback(),
+                    None => call,
+                };
+                Ok((call, params))
             }
             "completion/complete" => {
                 let reference = params.member("ref").unwrap_or_else(|| Json::of(&json!({})));
                 let (group, params) = if let Some(uri) = reference.text_member("uri") {
-                    (self.find_uri(&uri).await?, params)
+                    (self.find_uri(&catalog, &uri, asker).await?, params)
                 } else if let Some(name) = reference.text_member("name") {
-                    let (group, own) = self.find(Section::Prompts, &name).await?;
+                    let (group, own) = self.find(&catalog, Section::Prompts, &name, asker).await?;
                     let reference = reference.with_members(&[("name", Some(&Json::of(&own)))]);
                     let same = own == name;
                     (
@@ -295,30 +384,79 @@ impl Router {
                     params,
                 ))
             }
-            _ => {
-                let message = format!("the gateway knows no method {method:?}");
-                Err(Refused {
-                    code: rpc::METHOD_NOT_FOUND,
-                    message,
-                    data: None,
-                })
-            }
+            _ => self.aim_elsewhere(method, params),
         }
     }
 
-    /// Whether a tool may be called again: the operator's word, else the server's where it is trusted.
-    pub(crate) fn tool_safety(&self, group: &Arc<str>, own: &str) -> RepeatSafety {
-        let said = self.exchange.operations.load().repeat_safety(own);
-        said.unwrap_or_else(|| self.catalog.repeat_safety(group, own))
+    /// Where a request goes that the gateway knows nothing of: a task's to the server that runs it,
+    /// any other to the only group there is. Nobody knows whether it may be repeated.
+    fn aim_elsewhere(&self, method: &str, params: Json) -> Result<(Call, Json), Refused> {
+        let running = params.text_member("taskId").and_then(|task| {
+            let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks
+                .iter()
+                .rev()
+                .find(|(known, _)| *known == task)
+                .map(|(_, target)| target.clone())
+        });
+        let at = running.as_ref().and_then(|target| self.upstream(target));
+        let group = match (at, &self.catalog.groups()[..]) {
+            (Some(upstream), _) => upstream.spec.group.clone(),
+            (None, [only]) => only.clone(),
+            (None, _) => {
+                let message = format!("the gateway knows no method {method:?}");
+                return Err(Refused {
+                    code: rpc::METHOD_NOT_FOUND,
+                    message,
+                    data: None,
+                });
+            }
+        };
+        let safety = match method {
+            "tasks/get" | "tasks/result" | "tasks/list" => RepeatSafety::ReadOnly,
+            _ => RepeatSafety::Unsafe,
+        };
+        let call = Call::new(group, method)
+            .level(Level::Other)
+            .repeat_safety(safety);
+        let call = match running {
+            Some(target) => call.pin(target).without_fallback(),
+            None => call,
+        };
+        Ok((call, params))
     }
 
-    async fn find(&self, section: Section, name: &str) -> Result<(Arc<str>, String), Refused> {
+    /// What is offered to this client.
+    fn catalog_of(&self, client: Option<&Arc<Client>>) -> Arc<Catalog> {
+        client
+            .map_or(&self.catalog, |client| client.catalog(&self.catalog))
+            .clone()
+    }
+
+    /// Whether a tool may be called again: the operator's word, else the server's where it is trusted.
+    pub(crate) fn tool_safety(
+        &self,
+        catalog: &Catalog,
+        group: &Arc<str>,
+        own: &str,
+    ) -> RepeatSafety {
+        let said = self.exchange.operations.load().repeat_safety(own);
+        said.unwrap_or_else(|| catalog.repeat_safety(group, own))
+    }
+
+    async fn find(
+        &self,
+        catalog: &Arc<Catalog>,
+        section: Section,
+        name: &str,
+        asker: &Asker,
+    ) -> Result<(Arc<str>, String), Refused> {
         // A group that is known must not wait for one that is ill.
-        let mut loading = pin!(self.load(section));
+        let mut loading = pin!(self.load(catalog, section, asker));
         loop {
             // Where there is one group only it is known beforehand, and yet not what its tools are.
-            if let Route::To(group, own) = self.catalog.route(section, name)
-                && self.catalog.is_current(&group, section)
+            if let Route::To(group, own) = catalog.route(section, name)
+                && catalog.is_current(&group, section)
             {
                 return Ok((group, own));
             }
@@ -329,7 +467,7 @@ impl Router {
                 break;
             }
         }
-        match self.catalog.route(section, name) {
+        match catalog.route(section, name) {
             Route::To(group, own) => Ok((group, own)),
             Route::Ambiguous(names) => Err(Refused::params(format!(
                 "{name:?} is offered by several groups; say one of {names:?}"
@@ -340,17 +478,22 @@ impl Router {
 
     /// Which group offers a tool, and what it is called there.
     pub(crate) async fn find_tool(&self, name: &str) -> Result<(Arc<str>, String), String> {
-        self.find(Section::Tools, name)
+        self.find(&self.catalog, Section::Tools, name, &Asker::default())
             .await
             .map_err(|refused| refused.message)
     }
 
-    async fn find_uri(&self, uri: &str) -> Result<Arc<str>, Refused> {
-        if self.catalog.groups().len() > 1 {
-            self.load(Section::Resources).await;
-            self.load(Section::Templates).await;
+    async fn find_uri(
+        &self,
+        catalog: &Arc<Catalog>,
+        uri: &str,
+        asker: &Asker,
+    ) -> Result<Arc<str>, Refused> {
+        if catalog.groups().len() > 1 {
+            self.load(catalog, Section::Resources, asker).await;
+            self.load(catalog, Section::Templates, asker).await;
         }
-        self.catalog
+        catalog
             .route_uri(uri)
             .ok_or_else(|| Refused::params(format!("no group offers the resource {uri:?}")))
     }
@@ -358,7 +501,11 @@ impl Router {
     /// A server that asked back is the only one that can make sense of the answer.
     fn same_round(&self, call: Call, params: &Json) -> Call {
         let Some(state) = params.member("requestState") else {
-            return call;
+            // Answers to a server's questions make sense to no other, whichever it was.
+            return match params.member("inputResponses") {
+                Some(_) => call.without_fallback(),
+                None => call,
+            };
         };
         let state = String::from_utf8_lossy(state.as_bytes());
         let rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -368,63 +515,125 @@ impl Router {
         }
     }
 
-    fn remember_round(&self, outcome: &backstop::Outcome<McpAnswer>) {
+    /// Remembers what only the server that answered can go on with.
+    fn remember(&self, outcome: &backstop::Outcome<McpAnswer>) {
         let (Payload::Result(result), Some(target)) = (&outcome.answer.payload, &outcome.served_by)
         else {
             return;
         };
-        if !outcome.answer.head.input_required {
-            return;
-        }
-        let Some(state) = result.member("requestState") else {
-            return;
+        let remember = |list: &Mutex<VecDeque<(String, Arc<str>)>>, key: String| {
+            let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
+            if list.len() >= ROUNDS_REMEMBERED {
+                list.pop_front();
+            }
+            list.push_back((key, target.clone()));
         };
-        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
-        if rounds.len() >= ROUNDS_REMEMBERED {
-            rounds.pop_front();
+        if outcome.answer.head.input_required
+            && let Some(state) = result.member("requestState")
+        {
+            let state = String::from_utf8_lossy(state.as_bytes()).into_owned();
+            remember(&self.rounds, state);
         }
-        rounds.push_back((
-            String::from_utf8_lossy(state.as_bytes()).into_owned(),
-            target.clone(),
-        ));
+        if outcome.answer.head.task
+            && let Some(task) = task_of(result)
+        {
+            remember(&self.tasks, task);
+        }
     }
 
-    /// Every server that logs is told; one that does not, or is ill, is no reason to refuse.
-    async fn set_log_level(&self, params: Option<&Json>) -> Json {
+    /// What one client wants logged is asked for on its own connections; on shared ones, what all
+    /// want together. A server that does not log, or is ill, is no reason to refuse.
+    async fn set_log_level(&self, params: Option<&Json>, asker: &Asker) -> Result<Json, Refused> {
+        let level = params.and_then(|params| params.text_member("level"));
+        let level = level.unwrap_or_default();
+        let wanted = LogLevel::default();
+        if !wanted.set(&level) {
+            return Err(Refused::params(format!("{level:?} is no log level")));
+        }
+        let done = Ok(Json::of(&json!({})));
+        // Without a session there is nothing a level could be kept for.
+        let Some(client) = &asker.client else {
+            return done;
+        };
+        client.log_level.copy_from(&wanted);
+        if !client.can_be_asked() {
+            let mut loggers = self.loggers.lock().unwrap_or_else(PoisonError::into_inner);
+            loggers.retain(|logger| {
+                logger
+                    .upgrade()
+                    .filter(|logger| !Arc::ptr_eq(logger, client))
+                    .is_some_and(|logger| {
+                        wanted.lower_to(&logger.log_level);
+                        true
+                    })
+            });
+            loggers.push(Arc::downgrade(client));
+        }
+        let params = Json::of(&json!({ "level": wanted.name() }));
         let upstreams = self.upstreams();
-        let tell = upstreams.values().filter(|upstream| {
-            let peer = upstream.known_peer();
+        let links = upstreams.values().map(|upstream| {
+            if !client.can_be_asked() {
+                upstream.log_level().copy_from(&wanted);
+            }
+            upstream.link(Some(client))
+        });
+        let links = links.filter(|link| {
+            let peer = link.known_peer();
             peer.is_some_and(|peer| !peer.modern && peer.capabilities.member("logging").is_some())
         });
-        let wiring = Wiring::default();
-        let told = tell.map(|upstream| {
-            let set = upstream.request("logging/setLevel", params, &wiring, &|| {});
-            tokio::time::timeout(lists::LIST_DEADLINE, set)
+        let told = links.map(|link| {
+            let params = &params;
+            async move {
+                let wiring = Wiring::default();
+                let set = link.request("logging/setLevel", Some(params), &wiring, &|| {});
+                tokio::time::timeout(lists::LIST_DEADLINE, set).await
+            }
         });
         for outcome in futures_util::future::join_all(told.collect::<Vec<_>>()).await {
             if let Ok(Err(error)) = outcome {
                 tracing::warn!(%error, "logging/setLevel");
             }
         }
-        Json::of(&json!({}))
+        done
     }
 
     /// Tells the clients what a server said without being asked.
     pub(crate) fn spread(&self, unasked: &Unasked) {
-        let method = &*unasked.method;
-        if method.ends_with("/list_changed") {
-            self.catalog.forget(&unasked.service);
+        let Unasked {
+            service,
+            method,
+            params,
+            owner,
+        } = unasked;
+        let owner = owner.as_ref().map(Weak::upgrade);
+        // Its client is gone.
+        if let Some(None) = owner {
+            return;
         }
-        let updated = method == "notifications/resources/updated";
-        let uri = unasked
-            .params
-            .as_ref()
-            .filter(|_| updated)
-            .and_then(|params| params.text_member("uri"));
-        if method.ends_with("/list_changed") || method == "notifications/message" || uri.is_some() {
-            let text = envelope::notification_message(method, unasked.params.as_ref());
-            // Nobody listens: nothing is lost that anybody waits for.
-            let _ = self.news.send(News { uri, text });
+        let owner = owner.flatten();
+        if method.ends_with("/list_changed") {
+            self.catalog_of(owner.as_ref()).forget(service);
+        }
+        match owner.filter(|owner| owner.hello().is_some()) {
+            Some(owner) => {
+                owner.tell(
+                    envelope::notification_message(method, params.as_ref()),
+                    None,
+                );
+            }
+            None => self.publish(News::new((**method).into(), params.clone(), true)),
         }
     }
+
+    fn publish(&self, news: News) {
+        // Nobody listens: nothing is lost that anybody waits for.
+        let _ = self.news.send(news);
+    }
+}
+
+/// The task a result speaks of: 2025-11-25 has it in a member, the extension of 2026-07-28 beside
+/// `resultType`.
+fn task_of(result: &Json) -> Option<String> {
+    let task = result.member("task");
+    task.as_ref().unwrap_or(result).text_member("taskId")
 }

@@ -10,13 +10,17 @@ use backstop::registry::TargetSpec;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::lists::{LIST_DEADLINE, MAX_PAGES, has_not};
+use super::lists::{LIST_DEADLINE, MAX_PAGES, elements, has_not};
 use super::{News, Router};
 use crate::catalog::{Changed, Difference, Member, Offer, Section};
+use crate::client::Client;
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::Upstreams;
 use crate::gateway::GatewayError;
 use crate::upstream::{Crash, Heard, ServiceSpec, Upstream, UpstreamError, Wiring};
+
+/// A server, and the client whose connection it is asked over where that has one of its own.
+pub(super) type Surveyed = (Arc<str>, Option<Arc<str>>);
 
 impl Router {
     /// Makes the servers exactly these. Where `targets` are given, the engine's targets become exactly
@@ -46,7 +50,8 @@ impl Router {
                 Some(old) if old.spec == spec => old.clone(),
                 there => {
                     let same = there.and_then(|old| old.with_spec(spec.clone()));
-                    let made = same.map_or_else(|| Upstream::new(spec, heard.clone()), Ok);
+                    let new = || Upstream::new(spec, heard.clone(), self.sole.clone());
+                    let made = same.map_or_else(new, Ok);
                     Arc::new(made.map_err(|source| GatewayError::Client {
                         service: name.clone(),
                         source,
@@ -123,21 +128,35 @@ impl Router {
         Ok(())
     }
 
-    /// Keeps what a server lists, and tells whom it concerns.
-    pub(super) fn keep(&self, member: &Arc<str>, section: Section, items: Vec<Json>) {
-        self.tell(
-            self.catalog
-                .keep(member, section, Offer::read(section, items)),
-        );
+    /// Keeps what a server lists to a client, and tells whom it concerns.
+    pub(super) fn keep(
+        &self,
+        member: &Arc<str>,
+        section: Section,
+        items: Vec<Json>,
+        client: Option<&Arc<Client>>,
+    ) {
+        let offer = Offer::read(section, items);
+        let catalog = self.catalog_of(client);
+        let own = client.filter(|_| !Arc::ptr_eq(&catalog, &self.catalog));
+        if let Some(client) = own {
+            let changed = catalog.keep(member, section, offer.clone());
+            let methods: HashSet<&str> = changed.sections.iter().map(|s| s.change()).collect();
+            for method in methods {
+                client.tell(envelope::notification_message(method, None), None);
+            }
+        }
+        // What operations there are to fall back to is looked up for all clients together.
+        if own.is_none() || !self.catalog.knows_of(member, section) {
+            self.tell(self.catalog.keep(member, section, offer));
+        }
     }
 
     /// Tells clients which lists are others now, and operators which tools differ.
     pub(crate) fn tell(&self, changed: Changed) {
         let methods: HashSet<&str> = changed.sections.iter().map(|s| s.change()).collect();
         for method in methods {
-            let text = envelope::notification_message(method, None);
-            // Nobody listens: nothing is lost that anybody waits for.
-            let _ = self.news.send(News { uri: None, text });
+            self.publish(News::new(method.into(), None, false));
         }
         for difference in changed.differences {
             let Difference {
@@ -177,22 +196,26 @@ impl Router {
         });
     }
 
-    /// Asks a server what it offers: its tools, and whatever else clients have asked its group for.
-    /// One that is being asked already is not asked twice.
-    pub(crate) async fn survey(&self, service: &Arc<str>) {
+    /// Asks a server what it offers, to this client where it has a connection of its own: its tools,
+    /// and whatever else has been asked of its group. One that is being asked already is not asked
+    /// twice.
+    pub(crate) async fn survey(&self, service: &Arc<str>, client: Option<&Arc<Client>>) {
         let surveyed = || self.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !surveyed().insert(service.clone()) {
+        let catalog = self.catalog_of(client);
+        let client = client.filter(|client| client.can_be_asked());
+        let key = (service.clone(), client.map(|client| client.id.clone()));
+        if !surveyed().insert(key.clone()) {
             return;
         }
-        if let Some(upstream) = self.upstream(service) {
-            let mut sections = self.catalog.sections(&upstream.spec.group);
+        if let Some(upstream) = self.upstream(service).filter(|there| !there.is_waiting()) {
+            let mut sections = catalog.sections(&upstream.spec.group);
             if !sections.contains(&Section::Tools) {
                 sections.push(Section::Tools);
             }
             for section in sections {
-                let asked = tokio::time::timeout(LIST_DEADLINE, everything(&upstream, section));
-                match asked.await {
-                    Ok(Ok(items)) => self.keep(service, section, items),
+                let asked = everything(&upstream, section, client);
+                match tokio::time::timeout(LIST_DEADLINE, asked).await {
+                    Ok(Ok(items)) => self.keep(service, section, items, client),
                     // It is asked again when it is back.
                     Ok(Err(error)) => {
                         tracing::debug!(%error, method = section.method(), "not listed")
@@ -201,28 +224,31 @@ impl Router {
                 }
             }
         }
-        surveyed().remove(service);
+        surveyed().remove(&key);
     }
 }
 
 /// All pages of a list of one server.
-async fn everything(upstream: &Upstream, section: Section) -> Result<Vec<Json>, UpstreamError> {
+async fn everything(
+    upstream: &Upstream,
+    section: Section,
+    client: Option<&Arc<Client>>,
+) -> Result<Vec<Json>, UpstreamError> {
     let mut items = Vec::new();
     let mut cursor: Option<Json> = None;
-    if has_not(upstream, section) {
+    if has_not(upstream, section, client) {
         return Ok(items);
     }
+    let wiring = Wiring {
+        client: client.cloned(),
+        ..Wiring::default()
+    };
     for _ in 0..MAX_PAGES {
         let params = cursor
             .take()
             .map(|cursor| Json::of(&json!({})).with_members(&[("cursor", Some(&cursor))]));
         let answer = upstream
-            .request(
-                section.method(),
-                params.as_ref(),
-                &Wiring::default(),
-                &|| {},
-            )
+            .request(section.method(), params.as_ref(), &wiring, &|| {})
             .await?;
         let result = match answer {
             Payload::Result(result) => result,
@@ -232,8 +258,7 @@ async fn everything(upstream: &Upstream, section: Section) -> Result<Vec<Json>, 
                 return Err(UpstreamError::fault(&upstream.spec.name, fault, text));
             }
         };
-        let list = result.member(section.member());
-        items.extend(list.map(|list| list.elements()).unwrap_or_default());
+        items.extend(elements(&result, section));
         cursor = result
             .member("nextCursor")
             .filter(|cursor| cursor.as_bytes() != b"null");

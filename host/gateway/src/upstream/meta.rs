@@ -9,12 +9,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::json;
 
 use super::MODERN;
+use crate::client::Client;
 use crate::envelope::{Json, Members};
 
 pub(crate) const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
-const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub(crate) const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 pub(crate) const META_SERVER: &str = "io.modelcontextprotocol/serverInfo";
+pub(crate) const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 const META_LOG_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
 /// Who the gateway is, to servers and to clients.
@@ -23,8 +25,14 @@ pub(crate) fn server_info() -> serde_json::Value {
 }
 
 /// The parameters as the server's era wants them, with the gateway's progress token where the
-/// client gave one. Parameters that need no change keep their bytes.
-pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>) -> Option<Json> {
+/// client gave one. What a client of the older era said once is said with each request to a server of
+/// the newest. Parameters that need no change keep their bytes.
+pub(super) fn translate(
+    params: Option<&Json>,
+    modern: bool,
+    token: Option<u64>,
+    asker: Option<&Client>,
+) -> Option<Json> {
     let old = params.and_then(|params| params.member("_meta"));
     if old.is_none() && !modern && token.is_none() {
         return params.cloned();
@@ -37,7 +45,11 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
     let has = |name: &str| keys.iter().any(|key| key == name);
 
     let version = Json::of(MODERN);
-    let client = Json::of(&server_info());
+    let hello = asker.and_then(Client::hello).filter(|_| modern);
+    let said = |name: &str| hello.and_then(|hello| hello.member(name));
+    let client = said("clientInfo").unwrap_or_else(|| Json::of(&server_info()));
+    let capabilities = said("capabilities").unwrap_or_else(|| empty.clone());
+    let level = asker.and_then(|asker| asker.log_level.name()).map(Json::of);
     let token = token.map(|token| Json::of(&token));
     let mut edits: Vec<(&str, Option<&Json>)> = Vec::new();
     if modern {
@@ -46,7 +58,10 @@ pub(super) fn translate(params: Option<&Json>, modern: bool, token: Option<u64>)
             edits.push((META_CLIENT, Some(&client)));
         }
         if !has(META_CAPABILITIES) {
-            edits.push((META_CAPABILITIES, Some(&empty)));
+            edits.push((META_CAPABILITIES, Some(&capabilities)));
+        }
+        if level.is_some() && !has(META_LOG_LEVEL) {
+            edits.push((META_LOG_LEVEL, level.as_ref()));
         }
     } else {
         let modern_only = [META_VERSION, META_CLIENT, META_CAPABILITIES, META_LOG_LEVEL];
@@ -102,19 +117,19 @@ mod tests {
     #[test]
     fn parameters_that_need_no_change_keep_their_bytes() {
         let params = Json::parse(r#"{ "name" : "x", "arguments":{} }"#).unwrap();
-        assert_eq!(translate(Some(&params), false, None).unwrap(), params);
+        assert_eq!(translate(Some(&params), false, None, None).unwrap(), params);
         let vendor = Json::parse(r#"{ "_meta" : {"vendor":1} }"#).unwrap();
-        assert_eq!(translate(Some(&vendor), false, None).unwrap(), vendor);
+        assert_eq!(translate(Some(&vendor), false, None, None).unwrap(), vendor);
     }
 
     #[test]
     fn each_era_gets_the_meta_it_knows() {
         let params = Json::parse(r#"{"name":"x"}"#).unwrap();
-        let modern = translate(Some(&params), true, Some(7)).unwrap();
+        let modern = translate(Some(&params), true, Some(7), None).unwrap();
         let meta = modern.member("_meta").unwrap();
         assert_eq!(meta.text_member(META_VERSION).unwrap(), MODERN);
         assert_eq!(meta.member("progressToken").unwrap().as_bytes(), b"7");
-        let legacy = translate(Some(&modern), false, None).unwrap();
+        let legacy = translate(Some(&modern), false, None, None).unwrap();
         assert_eq!(legacy, params);
     }
 }

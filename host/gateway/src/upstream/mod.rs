@@ -11,25 +11,36 @@
 
 mod error;
 pub(crate) mod http;
+mod link;
 mod meta;
+mod side;
 pub(crate) mod sse;
 mod stdio;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
+use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
 use crate::telemetry::Good;
 pub use error::{Fault, UpstreamError};
-pub(crate) use meta::{META_SERVER, META_VERSION, name_of, server_info};
+pub use http::Reread;
+pub(crate) use link::Link;
+pub(crate) use meta::{
+    META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION, name_of, server_info,
+};
+pub(crate) use side::{Heard, Side, Unasked};
+pub(crate) use watch::Watching;
 
 /// The newest revision without sessions, and the newest with them.
 pub(crate) const MODERN: &str = "2026-07-28";
@@ -39,6 +50,9 @@ pub(crate) const LEGACY: &str = "2025-11-25";
 pub(crate) const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 /// How long a server may take to be connected to and to say who it is.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clients that may have a process of a server each; further ones share one, and cannot be asked
+/// questions by it.
+const PROCESSES: usize = 64;
 /// How long a server may think about `server/discover` before it is taken for one that knows only
 /// `initialize`.
 const DISCOVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,6 +90,8 @@ pub enum TransportSpec {
         url: reqwest::Url,
         /// Header fields for every request.
         headers: HeaderMap,
+        /// Where they come from, if they may be others by the time the server refuses them.
+        reread: Option<Reread>,
     },
 }
 
@@ -96,25 +112,8 @@ pub(crate) struct Wiring {
     pub(crate) out: Option<mpsc::Sender<Bytes>>,
     /// Header fields the client sent that a server may want (`Mcp-Param-*`).
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// What a server says without being asked.
-#[derive(Debug, Clone)]
-pub(crate) struct Unasked {
-    pub(crate) service: Arc<str>,
-    pub(crate) method: Box<str>,
-    pub(crate) params: Option<Json>,
-}
-
-/// What is heard of servers besides answers.
-#[derive(Debug, Clone)]
-pub(crate) enum Heard {
-    /// One said something without being asked.
-    Unasked(Unasked),
-    /// One has said who it is: it is new, or it was away.
-    Greeted(Arc<str>),
-    /// One keeps ending before it is of any use.
-    Crashing(Crash),
+    /// Who asks, where that is known.
+    pub(crate) client: Option<Arc<Client>>,
 }
 
 /// A child process that ended early, not for the first time in a row.
@@ -127,48 +126,123 @@ pub(crate) struct Crash {
     pub(crate) again_after: Duration,
 }
 
-/// One server and the connection to it, which ends when nobody holds it any more.
+/// The only client there will ever be, where a gateway serves one only.
+#[derive(Debug, Default)]
+pub(crate) struct Sole {
+    expected: AtomicBool,
+    client: OnceLock<Weak<Client>>,
+}
+
+impl Sole {
+    /// One client only will be served: no connection is made before it has said who it is.
+    pub(crate) fn expect(&self) {
+        self.expected.store(true, Ordering::Relaxed);
+    }
+
+    /// This is the client; every connection is its own.
+    pub(crate) fn is(&self, client: &Arc<Client>) {
+        let _ = self.client.set(Arc::downgrade(client));
+    }
+
+    fn client(&self) -> Option<Arc<Client>> {
+        self.client.get().and_then(Weak::upgrade)
+    }
+}
+
+/// One server and the connections to it, which end when nobody holds it any more.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) spec: ServiceSpec,
-    link: Link,
+    connections: Arc<Connections>,
     good: Good,
 }
 
-#[derive(Debug, Clone)]
-enum Link {
-    Stdio(Arc<stdio::Stdio>),
-    Http(Arc<http::Http>),
+/// What stays when the same server gets a new description.
+#[derive(Debug)]
+struct Connections {
+    maker: link::Maker,
+    shared: Arc<Link>,
+    /// Those of one client each.
+    owned: Mutex<Vec<Weak<Link>>>,
+    /// What the clients that share a connection want logged.
+    log_level: Arc<LogLevel>,
+    processes: Arc<Semaphore>,
+    sole: Arc<Sole>,
 }
 
 impl Upstream {
     pub(crate) fn new(
         spec: ServiceSpec,
         heard: mpsc::Sender<Heard>,
+        sole: Arc<Sole>,
     ) -> Result<Self, reqwest::Error> {
-        let link = match &spec.transport {
-            TransportSpec::Stdio { .. } => Link::Stdio(Arc::new(stdio::Stdio::new(&spec, heard))),
-            TransportSpec::Http { url, headers } => Link::Http(Arc::new(http::Http::new(
-                spec.name.clone(),
-                url.clone(),
-                headers.clone(),
-                heard,
-            )?)),
+        let maker = link::Maker::new(&spec)?;
+        let log_level = Arc::new(LogLevel::default());
+        let side = Side::shared(heard, log_level.clone());
+        let connections = Connections {
+            shared: Arc::new(maker.make(&spec, side, None)),
+            maker,
+            owned: Mutex::default(),
+            log_level,
+            processes: Arc::new(Semaphore::new(PROCESSES)),
+            sole,
         };
         Ok(Self {
             spec,
-            link,
+            connections: Arc::new(connections),
             good: Good::default(),
         })
     }
 
-    /// The same server under a new description; the connection stays where it is reached as before.
+    /// The same server under a new description; the connections stay where it is reached as before.
     pub(crate) fn with_spec(&self, spec: ServiceSpec) -> Option<Self> {
         let same = self.spec.name == spec.name && self.spec.transport == spec.transport;
         same.then(|| Self {
-            link: self.link.clone(),
+            connections: self.connections.clone(),
             good: Good::default(),
             spec,
+        })
+    }
+
+    /// What the clients that share a connection want logged.
+    pub(crate) fn log_level(&self) -> &LogLevel {
+        &self.connections.log_level
+    }
+
+    /// Whether the only client there will be has not been heard of yet.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let sole = &self.connections.sole;
+        let open = sole
+            .client()
+            .is_some_and(|client| client.has_lane(&self.spec.name));
+        sole.expected.load(Ordering::Relaxed) && !open
+    }
+
+    /// The connection a client's requests travel over.
+    pub(crate) fn link(&self, client: Option<&Arc<Client>>) -> Arc<Link> {
+        let connections = &self.connections;
+        let sole = connections.sole.client();
+        let own = client.filter(|client| client.can_be_asked());
+        let Some(client) = sole.as_ref().or(own) else {
+            return connections.shared.clone();
+        };
+        let lane = client.lane(&self.spec.name, &connections.shared, || {
+            let permit = match (&self.spec.transport, &sole) {
+                (TransportSpec::Stdio { .. }, None) => {
+                    Some(connections.processes.clone().try_acquire_owned().ok()?)
+                }
+                _ => None,
+            };
+            let side = connections.shared.side().of(client);
+            let lane = Arc::new(connections.maker.make(&self.spec, side, permit));
+            let mut owned = connections.owned();
+            owned.retain(|lane| lane.strong_count() > 0);
+            owned.push(Arc::downgrade(&lane));
+            Some(lane)
+        });
+        lane.unwrap_or_else(|| {
+            tracing::warn!(service = %self.spec.name, "{PROCESSES} clients have a process of their own; this one shares");
+            connections.shared.clone()
         })
     }
 
@@ -183,49 +257,43 @@ impl Upstream {
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
         let began = Instant::now();
-        let (outcome, transport) = match &self.link {
-            Link::Stdio(stdio) => {
-                let outcome = stdio.request(method, params, wiring, alive).await;
-                (outcome, "pipe")
-            }
-            Link::Http(http) => {
-                let outcome = http.request(method, params, wiring, alive).await;
-                (outcome, "tcp")
-            }
+        let link = self.link(wiring.client.as_ref());
+        let name = &self.spec.name;
+        let outcome = match method {
+            "resources/subscribe" => link.subscribe(name, params, wiring, alive).await,
+            "resources/unsubscribe" => link.end_subscription(params, wiring, alive).await,
+            _ => link.request(method, params, wiring, alive).await,
         };
-        self.good.asked(
-            &self.spec.name,
-            transport,
-            method,
-            &outcome,
-            began.elapsed(),
-        );
+        let transport = match &self.spec.transport {
+            TransportSpec::Stdio { .. } => "pipe",
+            TransportSpec::Http { .. } => "tcp",
+        };
+        self.good
+            .asked(name, transport, method, &outcome, began.elapsed());
         outcome
     }
 
-    /// Who the server is; connects to it where that has not been done.
-    pub(crate) async fn peer(&self) -> Result<Arc<Peer>, UpstreamError> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.peer().await,
-            Link::Http(http) => http.peer().await,
-        }
+    /// Who the server is, to this client; connects to it where that has not been done.
+    pub(crate) async fn peer(
+        &self,
+        client: Option<&Arc<Client>>,
+    ) -> Result<Arc<Peer>, UpstreamError> {
+        self.link(client).peer().await
     }
 
     /// Who the server is, if it is connected.
-    pub(crate) fn known_peer(&self) -> Option<Arc<Peer>> {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.known_peer(),
-            Link::Http(http) => http.known_peer(),
-        }
+    pub(crate) fn known_peer(&self, client: Option<&Arc<Client>>) -> Option<Arc<Peer>> {
+        self.link(client).known_peer()
     }
 
     /// Asks for a sign of life in the server's own era: `server/discover` or `ping`. An answer to `ping`
     /// is one even where it is an error. A server that no longer answers in its era was exchanged for
     /// another one: it is greeted anew.
     pub(crate) async fn probe(&self) -> Result<(), UpstreamError> {
-        let Some(peer) = self.known_peer() else {
+        let link = self.link(None);
+        let Some(peer) = link.known_peer() else {
             // To say who it is, is a sign of life.
-            return self.peer().await.map(drop);
+            return link.peer().await.map(drop);
         };
         let method = if peer.modern {
             "server/discover"
@@ -233,7 +301,7 @@ impl Upstream {
             "ping"
         };
         let is_answer = |answer: &Payload| !peer.modern || discovered(answer).is_some();
-        match self.request(method, None, &Wiring::default(), &|| {}).await {
+        match link.request(method, None, &Wiring::default(), &|| {}).await {
             Ok(answer) if is_answer(&answer) => Ok(()),
             // It has been greeted anew over this.
             Err(UpstreamError::SessionExpired { .. }) => Ok(()),
@@ -243,26 +311,36 @@ impl Upstream {
                 status: 400 | 404 | 405,
                 ..
             }) if peer.modern => {
-                self.greet_anew(&peer);
-                self.peer().await.map(drop)
+                link.forget(&peer);
+                link.peer().await.map(drop)
             }
             other => other.map(drop),
         }
     }
 
-    /// Forgets who the server is, unless it has been greeted since.
-    fn greet_anew(&self, peer: &Arc<Peer>) {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.end_if(peer),
-            Link::Http(http) => http.forget_if(peer),
-        }
-    }
-
-    /// Ends the connection; a child process is killed.
+    /// Ends the connections; child processes are killed.
     pub(crate) async fn close(&self) {
-        match &self.link {
-            Link::Stdio(stdio) => stdio.close().await,
-            Link::Http(http) => http.close().await,
+        let owned: Vec<_> = self.connections.owned().drain(..).collect();
+        let owned = owned.iter().filter_map(Weak::upgrade);
+        let all = owned.chain([self.connections.shared.clone()]);
+        futures_util::future::join_all(all.map(|link| async move { link.close().await })).await;
+    }
+}
+
+impl Connections {
+    fn owned(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Link>>> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        // Clients may hold theirs for long yet.
+        let owned: Vec<_> = self.owned().drain(..).collect();
+        for lane in owned.iter().filter_map(Weak::upgrade) {
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { lane.close().await });
+            }
         }
     }
 }
@@ -321,8 +399,8 @@ fn initialized(service: &Arc<str>, answer: &Payload) -> Result<(Peer, String), U
     Ok((peer, version))
 }
 
-/// The parameters of `initialize`. The gateway offers no capability of a client: requests a server
-/// makes of its client have nobody to go to on a shared connection.
+/// The parameters of `initialize`, where no client has said them. A connection many share offers no
+/// capability of a client: the questions of a server would have nobody to go to.
 fn initialize_params() -> Json {
     Json::of(&serde_json::json!({
         "protocolVersion": LEGACY, "capabilities": {}, "clientInfo": server_info(),

@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub struct Seen {
     pub started: AtomicU32,
     pub cancelled: AtomicU32,
+    pub worked: AtomicU32,
 }
 
 #[derive(Clone, Default)]
@@ -77,6 +78,7 @@ impl Fixture {
             client.notify_progress(progress).await.unwrap();
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
+        self.seen.worked.fetch_add(1, Ordering::SeqCst);
         "worked".into()
     }
 
@@ -125,6 +127,7 @@ pub async fn http_server(seen: Arc<Seen>) -> (String, tokio_util::sync::DropGuar
 
 pub fn http(name: &str, url: &str) -> ServiceSpec {
     let transport = TransportSpec::Http {
+        reread: None,
         url: url.parse().unwrap(),
         headers: Default::default(),
     };
@@ -241,10 +244,14 @@ impl Wire {
 
 /// Serves a gateway over HTTP; ends with the gateway.
 pub async fn serve_http(gateway: &Gateway) -> String {
+    serve_http_with(gateway, HttpOptions::default()).await
+}
+
+pub async fn serve_http_with(gateway: &Gateway, options: HttpOptions) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mcp", listener.local_addr().unwrap());
     let gateway = gateway.clone();
-    tokio::spawn(async move { gateway.serve_http(listener, HttpOptions::default()).await });
+    tokio::spawn(async move { gateway.serve_http(listener, options).await });
     url
 }
 

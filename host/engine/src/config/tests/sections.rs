@@ -22,6 +22,18 @@ fn listen_addresses_paths_and_doors() {
         "does not begin with a slash",
         "\"/mcp\"",
     );
+    error(
+        "[gateway]\ntls_key = 'Cargo.toml'\n",
+        (5, 11, "gateway.tls_key"),
+        "of use together only",
+        "tls_certificate",
+    );
+    error(
+        "[gateway]\nidle = '100ms'\n",
+        (5, 8, "gateway.idle"),
+        "is not from 1s to 24h",
+        "from 1s",
+    );
     let open = "[gateway]\nlisten = '0.0.0.0:1'\n";
     warning(
         open,

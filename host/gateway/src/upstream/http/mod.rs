@@ -1,8 +1,11 @@
 //! A server behind streamable HTTP: each request is a POST, answered by JSON or by a stream of
 //! events that ends with the answer.
 
+mod credentials;
+mod listen;
 mod response;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,13 +14,16 @@ use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, Url, redirect};
-use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Heard, MODERN, Peer, UpstreamError, Wiring,
-    discovered, initialize_params, initialized, meta, name_of,
+    DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, Side, UpstreamError, Wiring,
+    discovered, initialize_params, initialized, meta, name_of, watch::Watches,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
+pub(in crate::upstream) use credentials::Credentials;
+pub use credentials::Reread;
 use response::Resolver;
 pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
@@ -35,13 +41,16 @@ const NAME: HeaderName = HeaderName::from_static("mcp-name");
 pub(super) struct Http {
     service: Arc<str>,
     url: Url,
-    headers: HeaderMap,
+    credentials: Arc<Credentials>,
     client: Client,
     next_id: AtomicU64,
     /// Held while a session is being made.
     greeting: tokio::sync::Mutex<()>,
     session: Mutex<Option<Arc<Session>>>,
-    heard: mpsc::Sender<Heard>,
+    side: Side,
+    watches: Arc<Watches>,
+    /// Questions of the server that are being answered, by its ids.
+    questions: Mutex<HashMap<Bytes, AbortHandle>>,
 }
 
 #[derive(Debug)]
@@ -49,9 +58,32 @@ struct Session {
     peer: Arc<Peer>,
     version: HeaderValue,
     id: Option<HeaderValue>,
+    /// Set when it is no longer used.
+    ended: CancellationToken,
 }
 
-/// A client for one server.
+impl Session {
+    fn new(peer: Peer, version: HeaderValue, id: Option<HeaderValue>) -> Self {
+        Self {
+            peer: Arc::new(peer),
+            version,
+            id,
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A client for one server; all connections to it share one.
 pub(crate) fn client(url: &Url) -> Result<Client, reqwest::Error> {
     // There is one retry loop, and credentials never follow a redirect to another host.
     let same_origin = redirect::Policy::custom(|attempt| {
@@ -81,19 +113,23 @@ impl Http {
     pub(super) fn new(
         service: Arc<str>,
         url: Url,
-        headers: HeaderMap,
-        heard: mpsc::Sender<Heard>,
-    ) -> Result<Self, reqwest::Error> {
-        Ok(Self {
+        credentials: Arc<Credentials>,
+        client: Client,
+        side: Side,
+        watches: Arc<Watches>,
+    ) -> Self {
+        Self {
             service,
-            client: client(&url)?,
             url,
-            headers,
+            credentials,
+            client,
             next_id: AtomicU64::new(1),
             greeting: tokio::sync::Mutex::default(),
             session: Mutex::default(),
-            heard,
-        })
+            side,
+            watches,
+            questions: Mutex::default(),
+        }
     }
 
     pub(super) fn known_peer(&self) -> Option<Arc<Peer>> {
@@ -136,39 +172,55 @@ impl Http {
 
     /// Forgets who the server is, unless it has been greeted since.
     pub(super) fn forget_if(&self, peer: &Arc<Peer>) {
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        current.take_if(|current| Arc::ptr_eq(&current.peer, peer));
-    }
-
-    pub(super) async fn close(&self) {
-        if let Some(farewell) = self.farewell() {
-            let _ = farewell.send().await;
+        let session = lock(&self.session).take_if(|current| Arc::ptr_eq(&current.peer, peer));
+        if let Some(session) = session {
+            session.ended.cancel();
         }
     }
 
-    /// What ends the session, where there is one.
-    fn farewell(&self) -> Option<RequestBuilder> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = session.take()?.id.clone()?;
+    pub(super) async fn close(&self) {
+        let session = lock(&self.session).take();
+        if let Some(end) = session.and_then(|session| self.end_of(&session)) {
+            let _ = end.send().await;
+        }
+    }
+
+    /// What tells the server that a session is over.
+    fn end_of(&self, session: &Session) -> Option<RequestBuilder> {
+        session.ended.cancel();
         let request = self
             .client
             .delete(self.url.clone())
-            .headers(self.headers.clone())
-            .header(SESSION_ID, id);
+            .headers(self.headers())
+            .header(VERSION, session.version.clone())
+            .header(SESSION_ID, session.id.clone()?);
         Some(request.timeout(Duration::from_secs(2)))
+    }
+
+    /// Says something that needs no answer, if there is a session to say it in.
+    pub(super) fn notify(self: &Arc<Self>, method: &str, params: Option<&Json>) {
+        let (Some(session), Ok(runtime)) = (self.current(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let (http, method) = (self.clone(), method.to_owned());
+        let params = meta::translate(params, session.peer.modern, None, None);
+        let text = envelope::notification_message(&method, params.as_ref());
+        runtime.spawn(async move {
+            let nothing = Json::of(&());
+            let said = http.post(Some(&session), &method, text, &nothing, &[]);
+            let _ = tokio::time::timeout(CONNECT_TIMEOUT, said).await;
+        });
     }
 
     /// Forgets this session, not the one somebody else may have made meanwhile.
     fn forget(&self, session: &Arc<Session>) {
-        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        current.take_if(|current| Arc::ptr_eq(current, session));
+        lock(&self.session).take_if(|current| Arc::ptr_eq(current, session));
+        session.ended.cancel();
     }
 
     fn current(&self) -> Option<Arc<Session>> {
-        self.session
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.session).clone()
     }
 
     async fn session(self: &Arc<Self>) -> Result<Arc<Session>, UpstreamError> {
@@ -182,15 +234,21 @@ impl Http {
             if let Some(session) = this.current() {
                 return Ok(session);
             }
-            let session = match tokio::time::timeout(HANDSHAKE_TIMEOUT, this.greet()).await {
-                Ok(session) => Arc::new(session?),
+            let greeted = async {
+                let session = Arc::new(this.greet().await?);
+                this.resume(&session).await;
+                Ok(session)
+            };
+            let session = match tokio::time::timeout(HANDSHAKE_TIMEOUT, greeted).await {
+                Ok(session) => session?,
                 Err(_) => {
                     let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
                     return Err(UpstreamError::fault(&this.service, Fault::NotSent, text));
                 }
             };
-            *this.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
-            let _ = this.heard.try_send(Heard::Greeted(this.service.clone()));
+            *lock(&this.session) = Some(session.clone());
+            this.attend(&session);
+            this.side.greeted(&this.service);
             Ok(session)
         });
         greeting.await.unwrap_or_else(|error| {
@@ -203,18 +261,31 @@ impl Http {
         })
     }
 
-    /// Asks who the server is, in the new way first.
+    /// Asks who the server is: in the client's words where there are any, else in the new way first.
     async fn greet(self: &Arc<Self>) -> Result<Session, UpstreamError> {
+        let hello = self.side.hello();
+        if let Some(hello) = &hello {
+            match self.initialize(hello).await {
+                // A server of the newest era alone may say anything to a method it does not know.
+                Err(
+                    UpstreamError::Http {
+                        status: 400 | 404 | 405 | 406,
+                        ..
+                    }
+                    | UpstreamError::Transport {
+                        fault: Fault::Garbage,
+                        ..
+                    },
+                ) => {}
+                greeted => return greeted,
+            }
+        }
         let wiring = Wiring::default();
         let ask = self.exchange(None, "server/discover", None, &wiring, &|| {});
         match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
             Ok(Ok(answer)) => {
                 if let Some(peer) = discovered(&answer) {
-                    return Ok(Session {
-                        peer: Arc::new(peer),
-                        version: HeaderValue::from_static(MODERN),
-                        id: None,
-                    });
+                    return Ok(Session::new(peer, HeaderValue::from_static(MODERN), None));
                 }
             }
             // What speaks of the server's state, or of ours, would be said again.
@@ -235,19 +306,23 @@ impl Http {
             | Err(_) => {}
             Ok(Err(error)) => return Err(Self::unsent(error)),
         }
-        let params = initialize_params();
+        self.initialize(&hello.unwrap_or_else(initialize_params))
+            .await
+    }
+
+    async fn initialize(self: &Arc<Self>, params: &Json) -> Result<Session, UpstreamError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let response = self.post(
             None,
             "initialize",
-            envelope::request_message(id, "initialize", Some(&params)),
-            &params,
+            envelope::request_message(id, "initialize", Some(params)),
+            params,
             &[],
         );
         let response = response.await.map_err(Self::unsent)?;
         let session_id = response.headers().get(SESSION_ID).cloned();
         let answer = self
-            .answer(response, id, &Wiring::default(), &|| {})
+            .answer(response, id, None, &Wiring::default(), &|| {})
             .await
             .map_err(Self::unsent)?;
         let (peer, version) = initialized(&self.service, &answer)?;
@@ -259,17 +334,13 @@ impl Http {
                 error,
             )
         })?;
-        let session = Session {
-            peer: Arc::new(peer),
-            version,
-            id: session_id,
-        };
+        let session = Session::new(peer, version, session_id);
         let initialized = envelope::notification_message("notifications/initialized", None);
         self.post(
             Some(&session),
             "notifications/initialized",
             initialized,
-            &params,
+            params,
             &[],
         )
         .await
@@ -298,7 +369,7 @@ impl Http {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let modern = session.is_none_or(|session| session.peer.modern);
         let token = wiring.token.is_some().then_some(id);
-        let translated = meta::translate(params, modern, token);
+        let translated = meta::translate(params, modern, token, wiring.client.as_deref());
         let text = envelope::request_message(id, method, translated.as_ref());
         let mut guard = InFlight {
             http: self,
@@ -317,13 +388,19 @@ impl Http {
             )
             .await;
         let outcome = match response {
-            Ok(response) => self.answer(response, id, wiring, alive).await,
+            Ok(response) => self.answer(response, id, session, wiring, alive).await,
             Err(error) => Err(error),
         };
         guard.session = None;
         outcome
     }
 
+    fn headers(&self) -> HeaderMap {
+        HeaderMap::clone(&self.credentials.headers())
+    }
+
+    /// Sends a message, and again where it was refused for credentials that are others by now: a server
+    /// that knows nobody has done nothing.
     async fn post(
         &self,
         session: Option<&Session>,
@@ -332,10 +409,30 @@ impl Http {
         params: &Json,
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Response, UpstreamError> {
+        let fault = |error| fault(&self.service, error);
+        let known = self.credentials.headers();
+        let request = self.request_of(session, method, text.clone(), params, headers);
+        let response = request.send().await.map_err(fault)?;
+        let is_refused = matches!(response.status().as_u16(), 401 | 403);
+        if !is_refused || !self.credentials.are_renewed(&self.service, &known).await {
+            return Ok(response);
+        }
+        let request = self.request_of(session, method, text, params, headers);
+        request.send().await.map_err(fault)
+    }
+
+    fn request_of(
+        &self,
+        session: Option<&Session>,
+        method: &str,
+        text: Bytes,
+        params: &Json,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> RequestBuilder {
         let mut request = self
             .client
             .post(self.url.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(ACCEPT, "application/json, text/event-stream")
             .header(CONTENT_TYPE, "application/json");
         let modern = session.map_or(method == "server/discover", |session| session.peer.modern);
@@ -358,20 +455,16 @@ impl Http {
                 request = request.header(name.clone(), value.clone());
             }
         }
-        request
-            .body(text)
-            .send()
-            .await
-            .map_err(|error| fault(&self.service, error))
+        request.body(text)
     }
 }
 
 impl Drop for Http {
     fn drop(&mut self) {
-        if let Ok(runtime) = tokio::runtime::Handle::try_current()
-            && let Some(farewell) = self.farewell()
-        {
-            runtime.spawn(farewell.send());
+        let session = lock(&self.session).take();
+        let end = session.and_then(|session| self.end_of(&session));
+        if let (Some(end), Ok(runtime)) = (end, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(end.send());
         }
     }
 }

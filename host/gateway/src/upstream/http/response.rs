@@ -2,16 +2,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Response, dns};
+use tokio::task::JoinSet;
 
 use super::super::sse::Events;
 use super::super::{Fault, MAX_MESSAGE_BYTES, UpstreamError, Wiring};
-use super::Http;
+use super::{Http, Session, lock};
 use crate::envelope::{self, Envelope, Payload};
 
+/// How often a call that waits for its client is said to be alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// How much of an error's body is kept.
 pub(crate) const ERROR_BODY_BYTES: usize = 64 * 1024;
 
@@ -35,9 +39,10 @@ impl dns::Resolve for Resolver {
 
 impl Http {
     pub(super) async fn answer(
-        &self,
+        self: &Arc<Self>,
         mut response: Response,
         id: u64,
+        session: Option<&Arc<Session>>,
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
@@ -76,15 +81,27 @@ impl Http {
         }
         if media == "text/event-stream" {
             let mut events = Events::default();
+            // Taken back with the call.
+            let mut questions = JoinSet::new();
             loop {
                 while let Some(event) = events.next() {
-                    if let Some(answer) = self.event(event, id, wiring, alive) {
+                    if let Some(answer) =
+                        self.event(event, id, session, wiring, alive, &mut questions)
+                    {
                         return Ok(answer);
                     }
                 }
-                let chunk = response.chunk().await;
                 let broken = |error| fault(&self.service, error).come_back_after(events.retry());
-                match chunk.map_err(broken)? {
+                let chunk = tokio::select! {
+                    chunk = response.chunk() => chunk.map_err(broken)?,
+                    Some(_) = questions.join_next() => continue,
+                    // The server waits for the client, not we for the server.
+                    () = tokio::time::sleep(SIGN_OF_LIFE), if !questions.is_empty() => {
+                        alive();
+                        continue;
+                    }
+                };
+                match chunk {
                     Some(chunk) => events.feed(&chunk).map_err(|error| {
                         UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
                     })?,
@@ -123,35 +140,49 @@ impl Http {
 
     /// Deals with one event; the answer to our request ends the stream.
     fn event(
-        &self,
+        self: &Arc<Self>,
         data: Bytes,
         id: u64,
+        session: Option<&Arc<Session>>,
         wiring: &Wiring,
         alive: &(dyn Fn() + Send + Sync),
+        questions: &mut JoinSet<()>,
     ) -> Option<Payload> {
         match Envelope::parse(data) {
             Ok(Envelope::Answer {
                 id: Some(given),
                 answer,
-            }) if given.read::<u64>().ok() == Some(id) => Some(answer),
+            }) if given.read::<u64>().ok() == Some(id) => return Some(answer),
             Ok(Envelope::Notification { method, params }) => {
                 alive();
-                let out = wiring.out.as_ref()?;
-                let params = match (params, &wiring.token) {
-                    (Some(params), Some(token)) if &*method == "notifications/progress" => {
-                        Some(params.with_members(&[("progressToken", Some(token))]))
+                match (&*method, params, &wiring.token, &wiring.out) {
+                    ("notifications/progress", Some(params), Some(token), Some(out)) => {
+                        let params = params.with_members(&[("progressToken", Some(token))]);
+                        let _ =
+                            out.try_send(envelope::notification_message(&method, Some(&params)));
                     }
-                    (params, _) => params,
-                };
-                let _ = out.try_send(envelope::notification_message(&method, params.as_ref()));
-                None
+                    ("notifications/progress", ..) => {}
+                    ("notifications/cancelled", params, ..) => self.take_back(params),
+                    (method, params, ..) => {
+                        self.side.heard(&self.service, method, params, Some(wiring));
+                    }
+                }
             }
-            Ok(_) => None,
+            Ok(Envelope::Request { id, method, params }) => {
+                alive();
+                if let Some(session) = session {
+                    let key = id.bytes();
+                    let question = self.question(session, id, method, params, wiring.out.clone());
+                    let mut known = lock(&self.questions);
+                    known.insert(key, questions.spawn(question));
+                }
+            }
+            Ok(Envelope::Answer { .. }) => {}
             Err(error) => {
                 tracing::warn!(service = %self.service, %error, "an event that is no message is skipped");
-                None
             }
         }
+        None
     }
 }
 

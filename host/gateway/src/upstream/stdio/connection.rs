@@ -2,32 +2,41 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use backstop::mcp::rpc;
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Fault, Heard, MAX_MESSAGE_BYTES, Peer, Unasked, UpstreamError, Wiring, meta};
+use super::super::watch::Watches;
+use super::super::{Fault, MAX_MESSAGE_BYTES, Peer, Side, UpstreamError, Wiring, meta};
 use super::{LAST_WORDS, LastWords};
 use crate::envelope::{self, Envelope, Json, Payload};
 
 /// Notifications about one request that may wait; more are dropped, for they only tell progress.
 const PROGRESS_QUEUE: usize = 64;
+/// How often a call that waits for its client is said to be alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) service: Arc<str>,
     pub(super) writer: mpsc::Sender<Bytes>,
+    pub(super) side: Side,
     pub(super) pending: Mutex<HashMap<u64, Waiter>>,
+    /// Questions of the server that are being answered, by its ids.
+    pub(super) questions: Mutex<HashMap<Bytes, Question>>,
     pub(super) next_id: AtomicU64,
     /// Whether it is spoken to in the era without sessions.
     pub(super) modern: AtomicBool,
-    pub(super) peer: OnceLock<Arc<Peer>>,
+    /// Who it is, once it has said so.
+    pub(super) peer: ArcSwapOption<Peer>,
     pub(super) born: Instant,
     /// Whether it has answered a request of a client.
     pub(super) of_use: AtomicBool,
@@ -39,6 +48,14 @@ pub(super) struct Connection {
 pub(super) struct Waiter {
     answer: oneshot::Sender<Payload>,
     progress: Option<mpsc::Sender<Json>>,
+    wiring: Wiring,
+}
+
+#[derive(Debug)]
+pub(super) struct Question {
+    task: AbortHandle,
+    /// Whether it was asked while a call was under way, and ends with it.
+    in_call: bool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,12 +81,20 @@ impl Connection {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let token = wiring.token.is_some().then_some(id);
         let modern = self.modern.load(Ordering::Relaxed);
-        let text =
-            envelope::request_message(id, method, meta::translate(params, modern, token).as_ref());
+        let text = envelope::request_message(
+            id,
+            method,
+            meta::translate(params, modern, token, wiring.client.as_deref()).as_ref(),
+        );
         let (answer, mut answered) = oneshot::channel();
         let (progress, mut progressed) = mpsc::channel(PROGRESS_QUEUE);
         let progress = wiring.token.is_some().then_some(progress);
-        lock(&self.pending).insert(id, Waiter { answer, progress });
+        let waiter = Waiter {
+            answer,
+            progress,
+            wiring: wiring.clone(),
+        };
+        lock(&self.pending).insert(id, waiter);
         let mut guard = InFlight {
             connection: self,
             id,
@@ -94,12 +119,18 @@ impl Connection {
                     }
                 }
                 answer = &mut answered => return answer.map_err(|_| self.exited()),
+                // The server waits for the client, not we for the server.
+                () = tokio::time::sleep(SIGN_OF_LIFE) => {
+                    if !lock(&self.questions).is_empty() {
+                        alive();
+                    }
+                }
             }
         }
     }
 
     /// Gives a message to whom it concerns.
-    fn dispatch(&self, line: Bytes, heard: &mpsc::Sender<Heard>) {
+    fn dispatch(self: &Arc<Self>, line: Bytes) {
         let envelope = match Envelope::parse(line) {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -132,27 +163,96 @@ impl Connection {
                     let _ = progress.try_send(params);
                 }
             }
-            Envelope::Notification { method, params } => {
-                let _ = heard.try_send(Heard::Unasked(Unasked {
-                    service: self.service.clone(),
-                    method,
-                    params,
-                }));
+            Envelope::Notification { method, params } if &*method == "notifications/cancelled" => {
+                let question = params.and_then(|params| params.member("requestId"));
+                let question = question.and_then(|id| lock(&self.questions).remove(&id.bytes()));
+                if let Some(question) = question {
+                    question.task.abort();
+                }
             }
-            Envelope::Request { id, method, .. } => {
-                let answer = if &*method == "ping" {
-                    envelope::answer_message(
-                        &id,
-                        &Payload::Result(Json::of(&serde_json::json!({}))),
-                    )
-                } else {
-                    let text = format!("the gateway does not forward {method:?}");
-                    envelope::error_message(Some(&id), rpc::METHOD_NOT_FOUND, &text, None)
-                };
-                // A child that floods us with requests and reads no answer loses answers, not us.
-                let _ = self.writer.try_send(answer);
+            Envelope::Notification { method, params } => {
+                let call = self.call_meant();
+                self.side
+                    .heard(&self.service, &method, params, call.as_ref());
+            }
+            Envelope::Request { id, method, params } => self.answer(id, method, params),
+        }
+    }
+
+    /// The call a message without a reference to one belongs to. Where many share the connection and
+    /// more than one call is under way, it is nobody's.
+    fn call_meant(&self) -> Option<Wiring> {
+        let pending = lock(&self.pending);
+        let calls = pending
+            .iter()
+            .filter(|(_, waiter)| waiter.wiring.out.is_some());
+        let newest = calls.clone().max_by_key(|(id, _)| **id);
+        let clear = self.side.is_owned() || calls.count() == 1;
+        newest
+            .filter(|_| clear)
+            .map(|(_, waiter)| waiter.wiring.clone())
+    }
+
+    /// Gets a question of the server answered, and brings it the answer.
+    fn answer(self: &Arc<Self>, id: Json, method: Box<str>, params: Option<Json>) {
+        let call = self.call_meant();
+        let (key, in_call) = (id.bytes(), call.is_some());
+        let connection = self.clone();
+        let answered = async move {
+            let writer = connection.writer.clone();
+            let progress = Box::new(move |params: Json| {
+                let method = "notifications/progress";
+                let _ = writer.try_send(envelope::notification_message(method, Some(&params)));
+            });
+            let out = call.and_then(|call| call.out);
+            let answer = connection.side.answer(&method, params, out, progress).await;
+            lock(&connection.questions).remove(&id.bytes());
+            let _ = connection
+                .writer
+                .send(envelope::answer_message(&id, &answer))
+                .await;
+        };
+        let ended = self.ended.clone();
+        let mut questions = lock(&self.questions);
+        let task = tokio::spawn(ended.run_until_cancelled_owned(answered)).abort_handle();
+        questions.insert(key, Question { task, in_call });
+    }
+
+    /// Asks a server of the newest era to be told what changes, and again when something else is to
+    /// be told.
+    pub(super) async fn listen(self: Arc<Self>, watches: Arc<Watches>) {
+        let mut changes = watches.changes();
+        loop {
+            let method = "subscriptions/listen";
+            // It may have gone over to the other era.
+            let peer = self.peer.load_full().filter(|peer| peer.modern);
+            let Some(peer) = peer else { return };
+            let asked = watches.listen_params(&peer).map(|params| {
+                let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+                let params = meta::translate(Some(&params), true, None, None);
+                let text = envelope::request_message(id, method, params.as_ref());
+                (id, text)
+            });
+            let mut id = None;
+            if let Some((number, text)) = asked {
+                if self.writer.send(text).await.is_err() {
+                    return;
+                }
+                id = Some(number);
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+            if let Some(id) = id {
+                self.cancel(id, "another filter takes its place");
             }
         }
+    }
+
+    fn cancel(&self, id: u64, reason: &str) {
+        let params = Json::of(&serde_json::json!({ "requestId": id, "reason": reason }));
+        let text = envelope::notification_message("notifications/cancelled", Some(&params));
+        let _ = self.writer.try_send(text);
     }
 }
 
@@ -165,13 +265,21 @@ struct InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let unanswered = lock(&self.connection.pending).remove(&self.id).is_some();
+        let (unanswered, others) = {
+            let mut pending = lock(&self.connection.pending);
+            (pending.remove(&self.id).is_some(), !pending.is_empty())
+        };
         if unanswered && self.sent {
-            let params = Json::of(
-                &serde_json::json!({ "requestId": self.id, "reason": "nobody waits for it any more" }),
-            );
-            let text = envelope::notification_message("notifications/cancelled", Some(&params));
-            let _ = self.connection.writer.try_send(text);
+            self.connection
+                .cancel(self.id, "nobody waits for it any more");
+            if !others {
+                lock(&self.connection.questions).retain(|_, question| {
+                    if question.in_call {
+                        question.task.abort();
+                    }
+                    !question.in_call
+                });
+            }
         }
     }
 }
@@ -203,13 +311,12 @@ pub(super) async fn read(
     connection: Arc<Connection>,
     mut child: Child,
     stdout: impl AsyncRead + Unpin,
-    heard: mpsc::Sender<Heard>,
 ) {
     let mut stdout = BufReader::with_capacity(64 * 1024, stdout);
     let lines = async {
         while let Some(line) = next_line(&mut stdout).await? {
             if !line.iter().all(u8::is_ascii_whitespace) {
-                connection.dispatch(line.into(), &heard);
+                connection.dispatch(line.into());
             }
         }
         std::io::Result::Ok(())

@@ -12,16 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use backstop::mcp::rpc;
 use backstop::random::Random;
 use futures_util::future::BoxFuture;
+use serde_json::json;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Heard, Peer, ServiceSpec, TransportSpec,
-    UpstreamError, Wiring, discovered, initialize_params, initialized,
+    Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, Side, TransportSpec,
+    UpstreamError, Wiring, discovered, initialize_params, initialized, meta, watch::Watches,
 };
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::chain;
@@ -46,7 +49,8 @@ const WRITE_QUEUE: usize = 64;
 /// A child process and what is needed to start it again.
 pub(super) struct Stdio {
     spec: ServiceSpec,
-    heard: mpsc::Sender<Heard>,
+    side: Side,
+    watches: Arc<Watches>,
     random: Random,
     last_words: LastWords,
     /// Starts it again whenever it has ended; there from the first start on.
@@ -74,14 +78,17 @@ struct Starts {
     not_before: Option<Instant>,
     /// It cannot bear `server/discover`.
     initialize_only: bool,
+    /// It cannot bear `initialize`.
+    discover_only: bool,
     closed: bool,
 }
 
 impl Stdio {
-    pub(super) fn new(spec: &ServiceSpec, heard: mpsc::Sender<Heard>) -> Self {
+    pub(super) fn new(spec: &ServiceSpec, side: Side, watches: Arc<Watches>) -> Self {
         Self {
             spec: spec.clone(),
-            heard,
+            side,
+            watches,
             random: backstop::random::from_os(),
             last_words: LastWords::default(),
             keeper: OnceLock::new(),
@@ -94,13 +101,12 @@ impl Stdio {
         let connection = self.connection().await?;
         connection
             .peer
-            .get()
-            .cloned()
+            .load_full()
             .ok_or_else(|| connection.exited())
     }
 
     pub(super) fn known_peer(&self) -> Option<Arc<Peer>> {
-        self.alive()?.peer.get().cloned()
+        self.alive()?.peer.load_full()
     }
 
     pub(super) async fn request(
@@ -111,7 +117,12 @@ impl Stdio {
         alive: &(dyn Fn() + Send + Sync),
     ) -> Result<Payload, UpstreamError> {
         let connection = self.connection().await?;
+        let peer = connection.peer.load_full();
         let answer = connection.request(method, params, wiring, alive).await?;
+        // It speaks another version now: whoever is asked next has agreed on one anew.
+        if answer.error_code() == Some(rpc::UNSUPPORTED_PROTOCOL_VERSION) {
+            self.renegotiate(&connection, peer).await;
+        }
         // What the gateway asks by itself when a server comes up is no use to anybody yet.
         let own = matches!(method, "ping" | "server/discover") || method.ends_with("/list");
         if !own {
@@ -120,14 +131,24 @@ impl Stdio {
         Ok(answer)
     }
 
+    /// Says something that needs no answer, if the process is there to hear it.
+    pub(super) fn notify(&self, method: &str, params: Option<&Json>) {
+        if let Some(connection) = self.alive() {
+            let modern = connection.modern.load(Ordering::Relaxed);
+            let params = meta::translate(params, modern, None, None);
+            let text = envelope::notification_message(method, params.as_ref());
+            let _ = connection.writer.try_send(text);
+        }
+    }
+
     /// Ends the process with which this peer was spoken to.
     pub(super) fn end_if(&self, peer: &Arc<Peer>) {
         let current = lock(&self.current).clone();
         if let Some(connection) = current
             && connection
                 .peer
-                .get()
-                .is_some_and(|there| Arc::ptr_eq(there, peer))
+                .load_full()
+                .is_some_and(|there| Arc::ptr_eq(&there, peer))
         {
             connection.ended.cancel();
         }
@@ -190,6 +211,7 @@ impl Stdio {
             Some(true) => {
                 *starts = Starts {
                     initialize_only: starts.initialize_only,
+                    discover_only: starts.discover_only,
                     ..Starts::default()
                 };
             }
@@ -224,7 +246,7 @@ impl Stdio {
         match started {
             Ok(started) => {
                 *lock(&self.current) = Some(started.clone());
-                let _ = self.heard.try_send(Heard::Greeted(name.clone()));
+                self.side.greeted(name);
                 Ok(started)
             }
             Err(error) => {
@@ -240,54 +262,112 @@ impl Stdio {
             return;
         }
         let again = starts.not_before.unwrap_or_else(Instant::now);
-        // When nobody listens there is nobody to tell.
-        let _ = self.heard.try_send(Heard::Crashing(Crash {
+        self.side.crashing(Crash {
             service: self.spec.name.clone(),
             starts: starts.in_a_row,
             reason: reason.to_owned(),
             stderr: lock(&self.last_words).iter().cloned().collect(),
             again_after: again.saturating_duration_since(Instant::now()),
-        }));
+        });
     }
 
-    /// Starts the process and asks who it is, in the new way first.
+    /// Starts the process and asks who it is: in the client's words where there are any, else in the
+    /// new way first.
     async fn handshake(&self, starts: &mut Starts) -> Result<Arc<Connection>, UpstreamError> {
+        let hello = self.side.hello();
+        if let Some(hello) = hello.as_ref().filter(|_| !starts.discover_only) {
+            let connection = self.spawn()?;
+            let guard = connection.ended.clone().drop_guard();
+            match self.initialize(&connection, hello).await {
+                Ok(()) => {
+                    guard.disarm();
+                    return Ok(connection);
+                }
+                // A server of the newest era alone knows no such method.
+                Err(UpstreamError::Transport {
+                    fault: Fault::Garbage,
+                    ..
+                }) => starts.discover_only = true,
+                Err(error) => return Err(error),
+            }
+        }
+        let hello = hello.unwrap_or_else(initialize_params);
         if !starts.initialize_only {
             let connection = self.spawn()?;
             // Until it is handed out, nobody but this function may keep the process alive.
             let guard = connection.ended.clone().drop_guard();
-            let wiring = Wiring::default();
-            let ask = connection.request("server/discover", None, &wiring, &|| {});
-            match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
-                Ok(Ok(answer)) => {
-                    if let Some(peer) = discovered(&answer) {
-                        let _ = connection.peer.set(Arc::new(peer));
-                        guard.disarm();
-                        return Ok(connection);
-                    }
-                    // A server of the old era has only answered that it knows no such method.
-                    if self.initialize(&connection).await.is_ok() {
-                        guard.disarm();
-                        return Ok(connection);
-                    }
+            match self.agree(&connection, &hello).await {
+                Ok(()) => {
+                    guard.disarm();
+                    return Ok(connection);
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "ended over server/discover"),
-                Err(_) => tracing::debug!(service = %self.spec.name, "silent to server/discover"),
+                Err(error) => tracing::debug!(%error, "bears no server/discover"),
             }
             starts.initialize_only = true;
         }
         let connection = self.spawn()?;
         let guard = connection.ended.clone().drop_guard();
-        self.initialize(&connection).await?;
+        self.initialize(&connection, &hello).await?;
         guard.disarm();
         Ok(connection)
     }
 
-    async fn initialize(&self, connection: &Arc<Connection>) -> Result<(), UpstreamError> {
+    /// Asks a running process who it is: in the new way first.
+    async fn agree(&self, connection: &Arc<Connection>, hello: &Json) -> Result<(), UpstreamError> {
+        connection.modern.store(true, Ordering::Relaxed);
+        let wiring = Wiring::default();
+        let ask = connection.request("server/discover", None, &wiring, &|| {});
+        let Ok(answer) = tokio::time::timeout(DISCOVER_TIMEOUT, ask).await else {
+            let text = "it was silent to `server/discover`";
+            return Err(UpstreamError::fault(&self.spec.name, Fault::NotSent, text));
+        };
+        let Some(peer) = discovered(&answer?) else {
+            // A server of the old era has only answered that it knows no such method.
+            return self.initialize(connection, hello).await;
+        };
+        let before = connection.peer.swap(Some(Arc::new(peer)));
+        // One that listens already goes on.
+        if before.is_none_or(|before| !before.modern) {
+            let listening = connection.clone().listen(self.watches.clone());
+            let ended = connection.ended.clone();
+            tokio::spawn(ended.run_until_cancelled_owned(listening));
+        }
+        Ok(())
+    }
+
+    /// Agrees on a version anew with a process that no longer speaks the one agreed on with `peer`, once
+    /// for all who hear of it. What is under way in it goes on.
+    async fn renegotiate(self: &Arc<Self>, connection: &Arc<Connection>, peer: Option<Arc<Peer>>) {
+        let (this, connection) = (self.clone(), connection.clone());
+        // On a task of its own: a caller that gives up must not undo what others wait for.
+        let agreed = tokio::spawn(async move {
+            let _one_at_a_time = this.starting.lock().await;
+            let now = connection.peer.load_full();
+            if peer.as_ref().map(Arc::as_ptr) != now.as_ref().map(Arc::as_ptr) {
+                return;
+            }
+            let hello = this.side.hello().unwrap_or_else(initialize_params);
+            let agreed = this.agree(&connection, &hello);
+            let service = &this.spec.name;
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, agreed).await {
+                Ok(Ok(())) => this.side.greeted(service),
+                Ok(Err(error)) => tracing::warn!(%error, "no version can be agreed on"),
+                Err(_) => tracing::warn!(%service, "slow to agree on a version"),
+            }
+        });
+        // Whatever came of it, the next request shows.
+        let _ = agreed.await;
+    }
+
+    async fn initialize(
+        &self,
+        connection: &Arc<Connection>,
+        params: &Json,
+    ) -> Result<(), UpstreamError> {
         connection.modern.store(false, Ordering::Relaxed);
-        let params = initialize_params();
+        let wiring = Wiring::default();
         let answer = connection
-            .request("initialize", Some(&params), &Wiring::default(), &|| {})
+            .request("initialize", Some(params), &wiring, &|| {})
             .await?;
         let (peer, _) = initialized(&self.spec.name, &answer)?;
         let _ = connection
@@ -297,7 +377,18 @@ impl Stdio {
                 None,
             ))
             .await;
-        let _ = connection.peer.set(Arc::new(peer));
+        // What the clients have asked for already.
+        let logs = peer.capabilities.member("logging").is_some();
+        let level = self.side.log_level().filter(|_| logs);
+        let level = level.map(|level| ("logging/setLevel", json!({ "level": level })));
+        let watched = self.watches.all().into_iter();
+        let watched = watched.map(|uri| ("resources/subscribe", json!({ "uri": uri })));
+        for (method, params) in level.into_iter().chain(watched) {
+            connection
+                .request(method, Some(&Json::of(&params)), &wiring, &|| {})
+                .await?;
+        }
+        connection.peer.store(Some(Arc::new(peer)));
         Ok(())
     }
 
@@ -353,17 +444,19 @@ impl Stdio {
         let connection = Arc::new(Connection {
             service: name.clone(),
             writer,
+            side: self.side.clone(),
             pending: Mutex::default(),
+            questions: Mutex::default(),
             next_id: AtomicU64::new(1),
             modern: AtomicBool::new(true),
-            peer: OnceLock::new(),
+            peer: ArcSwapOption::empty(),
             born: Instant::now(),
             of_use: AtomicBool::new(false),
             ended: CancellationToken::new(),
         });
         tokio::spawn(log_lines(name.clone(), stderr, self.last_words.clone()));
         tokio::spawn(write(outgoing, stdin, connection.ended.clone()));
-        tokio::spawn(read(connection.clone(), child, stdout, self.heard.clone()));
+        tokio::spawn(read(connection.clone(), child, stdout));
         Ok(connection)
     }
 }
