@@ -129,10 +129,10 @@ class HttpServer(Process):
 class TinyServer(HttpServer):
     """tiny_server.py, which starts quickly and bears many callers."""
 
-    def __init__(self, name):
+    def __init__(self, name, tool="who"):
         self.name = name
         self.port = free_port()
-        super().__init__([sys.executable, TINY, self.port, name])
+        super().__init__([sys.executable, TINY, self.port, name, tool])
 
 
 class EverythingHttp(HttpServer):

@@ -348,6 +348,14 @@ def test_what_a_strategy_wants_is_shown_beside_what_it_gets(tmp_path):
     for part in ["limits", "decision deadline", "contract    0.1.0", "sha256", "grants"]:
         assert part in text, text
 
+    both = TESTS / "compat/witness-0.1.0.wasm"
+    text = plugin("inspect", both, "--folder", tmp_path).stdout
+    assert "state: wanted, not given, folder: wanted, given" in text, text
+    assert "grants.state = true" in text, text
+    seen = shown(plugin("inspect", both, "--state", "--folder", tmp_path, "--json"))
+    assert seen["grants"]["wanted"] == ["state", "folder"]
+    assert seen["grants"]["given"] == {"folder": str(tmp_path), "state": True}
+
 
 def test_a_configuration_a_strategy_refuses_is_an_error_of_the_check(misbehave, tmp_path):
     component = tmp_path / "misbehave.wasm"

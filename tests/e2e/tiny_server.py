@@ -1,6 +1,6 @@
-"""An MCP server of the newest revision in one file: `tiny_server.py PORT NAME`.
+"""An MCP server of the newest revision in one file: `tiny_server.py PORT NAME [TOOL]`.
 
-Its only tool, `who`, is read-only, takes a while if asked to, and answers with the server's name.
+Its only tool, `who` or as it is told, is read-only, takes a while if asked to, and answers with the server's name.
 """
 
 import json
@@ -57,4 +57,5 @@ class Server(ThreadingHTTPServer):
 if __name__ == "__main__":
     with Server(("127.0.0.1", int(sys.argv[1])), Handler) as server:
         server.name = sys.argv[2]
+        TOOL["name"] = sys.argv[3] if len(sys.argv) > 3 else TOOL["name"]
         server.serve_forever()

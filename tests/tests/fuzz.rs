@@ -177,11 +177,8 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
         .strategies()
         .add(entry.named("any").with_priority(9999))
         .unwrap();
-    let script = Script::default()
-        .on("a", bad(Kind::new("Hostile")))
-        .on("b", good("b's"));
     let (end, mut calls, mut chance) = (Instant::now() + time(), 0_u32, Chance::new(2));
-    let (mut good, mut garbage) = (0_u32, 0_u32);
+    let (mut accepted, mut refused) = (0_u32, 0_u32);
     while Instant::now() < end || calls < 200 {
         // By itself, with what it may say checked.
         let situation = Situation::of(Failure::new(Kind::TIMEOUT_ERROR, "late"));
@@ -193,16 +190,20 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
             Ok(decision) => {
                 let decision = decision.unwrap();
                 assert!(decision.reason.len() <= 4096, "{}", decision.reason.len());
-                good += 1;
+                accepted += 1;
             }
             Err(StrategyFault::Garbage(_) | StrategyFault::Trap(_) | StrategyFault::Timeout(_)) => {
-                garbage += 1;
+                refused += 1;
             }
             Err(other) => panic!("{other}"),
         }
         // In a call that may not be repeated.
         let call = Call::new("g", "pay").repeat_safety(RepeatSafety::Unsafe);
         let request = Request::new("pay", "{}");
+        // One for each call: it remembers what was sent.
+        let script = Script::default()
+            .on("a", bad(Kind::new("Hostile")))
+            .on("b", good("b's"));
         if let Ok(outcome) = engine.call(&script, call, &request).await {
             let by_target = outcome.served_by.is_some();
             assert!(by_target || outcome.degraded.is_some());
@@ -212,16 +213,11 @@ async fn whatever_a_strategy_says_the_call_ends_and_nothing_unsafe_is_done() {
             before = Some(corpus::resident());
         }
     }
-    // What was sent is kept by the script; it is the test's own.
     let grown = corpus::resident().saturating_sub(before.unwrap());
-    println!("{calls} calls, {good} decisions accepted, {garbage} refused, {grown} bytes more");
+    println!("{calls} calls, {accepted} decisions accepted, {refused} refused, {grown} bytes more");
     assert!(
-        good > 0 && garbage > 0,
-        "{good} accepted, {garbage} refused"
+        accepted > 0 && refused > 0,
+        "{accepted} accepted, {refused} refused"
     );
-    let own = script.sent().len() * 400;
-    assert!(
-        grown < (64 << 20) + own,
-        "{grown} bytes more after {calls} calls"
-    );
+    assert!(grown < 64 << 20, "{grown} bytes more after {calls} calls");
 }

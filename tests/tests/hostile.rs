@@ -24,7 +24,8 @@ const WAYS: [(&str, &str); 7] = [
     ("loop", "did not decide within 50ms"),
     ("hoard", "asked for more memory than its limit"),
     ("sleep", "did not decide within 50ms"),
-    ("recurse", "call stack exhausted"),
+    // Whichever stack is used up first, its own one or the host's.
+    ("recurse", "trapped"),
     ("giant", "returned an invalid result"),
     ("garbage", "returned an invalid result"),
 ];

@@ -84,6 +84,11 @@ pub struct Config {
     /// SHA-256 it says, take part. Default: none, every plugin does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugins_lock: Option<PathBuf>,
+    /// The folder in which the state of strategies survives a restart, relative to the file; for those
+    /// that are granted state. No two programs can use one. Default: none, state ends with the
+    /// strategy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
     /// Whether the stock strategies inside the program take part. Default: true.
     pub stock: bool,
     /// The MCP servers.
@@ -133,6 +138,7 @@ impl Default for Config {
         Self {
             plugins: None,
             plugins_lock: None,
+            state: None,
             stock: true,
             services: Vec::new(),
             models: Vec::new(),
@@ -285,6 +291,7 @@ impl Config {
         let config = Self {
             plugins: plugins.filter(|_| is_open),
             plugins_lock,
+            state: r.read("state", text::folder),
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
             models: r.entries("model", |r| Model::read(r, &mut targets, &circuit)),

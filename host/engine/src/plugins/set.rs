@@ -13,12 +13,12 @@ use super::look::Look;
 use super::prepare::{Outcome, Prepared, Preparing};
 use super::wanted::{Wanted, wanted};
 use crate::config::cycle::find_cycle;
-use crate::config::{Config, Diagnostic, chain};
+use crate::config::{self, Config, Diagnostic, chain};
 use crate::engine::Engine;
 use crate::event::EventKind;
 use crate::strategy::Entry;
 use crate::strategy::component::{
-    ComponentStrategy, Digest, Route, Runtime, Stamp, StrategyOptions,
+    ComponentStrategy, Digest, Route, Runtime, Stamp, StateStore, StrategyOptions,
 };
 
 /// Plugins read and compiled at the same time. A compilation itself uses every core.
@@ -165,6 +165,22 @@ impl StrategySet {
         self.plan(config, &file).await.commit()
     }
 
+    /// Waits until the state that strategies keep is on the disk: what a program does before it ends.
+    /// Says whether it is: not where the disk refuses it. Without any it is at once.
+    pub async fn keep_state(&self) -> bool {
+        let store = {
+            let current = self.shared.current.lock().await;
+            let mut options = current.strategies.values().map(|running| &running.options);
+            options.find_map(|options| options.state.clone())
+        };
+        match store {
+            None => true,
+            Some((store, _)) => tokio::task::spawn_blocking(move || store.flush())
+                .await
+                .unwrap_or(false),
+        }
+    }
+
     /// What could not be used, as of now.
     pub async fn diagnostics(&self) -> Vec<Diagnostic> {
         let current = self.shared.current.lock().await;
@@ -184,9 +200,34 @@ impl StrategySet {
     /// may pass by itself.
     pub(super) async fn state(&self) -> (Arc<Config>, Look, bool) {
         let current = self.shared.current.lock().await;
-        let waits = |rejected: &Rejected| rejected.problem.is_passing;
-        let is_waiting = current.rejected.values().any(waits);
+        let is_waiting = current.problems.iter().any(|problem| problem.is_passing);
         (current.config.clone(), current.look.clone(), is_waiting)
+    }
+
+    /// Where the state of strategies is kept, if any is to be. What cannot be kept lasts as long as its
+    /// strategy, and that is said.
+    async fn state_store(
+        &self,
+        config: &Config,
+        problems: &mut Vec<Problem>,
+    ) -> Option<StateStore> {
+        let folder = config.state.clone()?;
+        let has_state = |entry: &config::Strategy| entry.enabled && entry.grants.state;
+        if !config.strategies.iter().any(has_state) {
+            return None;
+        }
+        let runtime = self.shared.runtime.clone();
+        let opened = tokio::task::spawn_blocking(move || runtime.state_store(&folder)).await;
+        match opened.ok()? {
+            Ok(store) => Some(store),
+            Err(error) => {
+                problems.push(Problem {
+                    is_passing: true,
+                    ..Problem::of("state", None, &error)
+                });
+                None
+            }
+        }
     }
 
     async fn plan_for(
@@ -198,7 +239,8 @@ impl StrategySet {
         settled: Option<&Look>,
     ) -> Plan {
         let mut problems = look.problems.clone();
-        let plugins = wanted(&config, &look, &mut problems);
+        let state = self.state_store(&config, &mut problems).await;
+        let plugins = wanted(&config, &look, state.as_ref(), &mut problems);
         let preparing = Preparing {
             runtime: &self.shared.runtime,
             config: &config,

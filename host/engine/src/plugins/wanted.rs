@@ -8,7 +8,9 @@ use super::look::Look;
 use super::set::Problem;
 use crate::config::{self, Config};
 use crate::strategy::OnFault;
-use crate::strategy::component::{Grants, Isolation, Limits, PluginFile, StrategyOptions};
+use crate::strategy::component::{
+    Grants, Isolation, Limits, PluginFile, StateStore, StrategyOptions,
+};
 
 /// One strategy that is to be: a use of a plugin.
 #[derive(Debug, Clone)]
@@ -43,7 +45,13 @@ fn stock(config: &Config) -> &'static [(&'static str, &'static [u8])] {
 }
 
 /// The plugins that are used: those with an entry in the order of the file, then the others by name.
-pub(super) fn wanted(config: &Config, look: &Look, problems: &mut Vec<Problem>) -> Vec<Plugin> {
+/// `state` is where the state of those that are granted one is kept.
+pub(super) fn wanted(
+    config: &Config,
+    look: &Look,
+    state: Option<&StateStore>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Plugin> {
     let plugin = |name: &str, file: Option<&PluginFile>, stock| Plugin {
         name: name.to_owned(),
         file: file.cloned(),
@@ -93,7 +101,7 @@ pub(super) fn wanted(config: &Config, look: &Look, problems: &mut Vec<Problem>) 
                 config::OnFault::Fail => OnFault::Fail,
                 config::OnFault::Decline => OnFault::Decline,
             },
-            options: options(entry),
+            options: options(entry, state),
         });
     }
     let others: Vec<&str> = available
@@ -150,7 +158,7 @@ fn missing<'a>(
     format!("there is no plugin {:?}: {hint} Or {place}.", entry.plugin)
 }
 
-fn options(entry: &config::Strategy) -> StrategyOptions {
+fn options(entry: &config::Strategy, state: Option<&StateStore>) -> StrategyOptions {
     let mut options = StrategyOptions::default();
     if !entry.config.is_null() {
         options.config = entry.config.clone();
@@ -159,6 +167,9 @@ fn options(entry: &config::Strategy) -> StrategyOptions {
         folder: entry.grants.folder.clone(),
         state: entry.grants.state,
     };
+    if entry.grants.state {
+        options.state = state.map(|store| (store.clone(), entry.name.clone()));
+    }
     options.isolation = match entry.isolation {
         config::Isolation::Fresh => Isolation::Fresh,
         config::Isolation::Reuse => Isolation::Reuse,

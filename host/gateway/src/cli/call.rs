@@ -38,6 +38,7 @@ pub(super) async fn run(
     let called = host.gateway.call_tool(tool, &arguments).await;
     drop(discovery);
     host.gateway.shut_down().await;
+    host.keep_state().await;
     let (document, text, code) = match called {
         Ok(outcome) => {
             let result: Value = serde_json::from_slice(outcome.answer.payload.as_bytes())

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use backstop::config::Config;
 use backstop::strategy::Entry;
 use serde_json::json;
 
@@ -11,7 +12,10 @@ use super::{USAGE, terminal};
 
 pub(super) async fn run(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
     terminal::log();
-    let host = Host::load(path).await?;
+    let mut loaded = Config::load(path);
+    // A program that runs with this configuration uses it, and only one can.
+    loaded.config.state = None;
+    let host = Host::make(loaded.config, loaded.diagnostics, path).await?;
     let engine = host.gateway.engine();
     let strategies = engine.strategies().list();
     let targets = engine.registry().list();

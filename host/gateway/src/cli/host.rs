@@ -140,6 +140,13 @@ impl Host {
         Some(discovery)
     }
 
+    /// Waits until what strategies keep is on the disk.
+    pub(crate) async fn keep_state(&self) {
+        if !self.strategies.keep_state().await {
+            tracing::warn!("the last changes of the state of strategies could not be written");
+        }
+    }
+
     /// Whether anything is wrong that is not merely odd.
     pub(crate) fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)

@@ -89,6 +89,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         }
     };
     host.gateway.shut_down().await;
+    host.keep_state().await;
     ended.map(|()| ExitCode::SUCCESS)
 }
 

@@ -163,6 +163,12 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// What is kept of its state cannot be read.
+    #[error("plugin {plugin}: its state is not to be had: {source}")]
+    State {
+        plugin: String,
+        source: super::StateStoreError,
+    },
     /// The configuration does not fit the strategy's schema.
     #[error("plugin {plugin}: `{field}` is wrong: {reason}: {remedy}")]
     Config {
@@ -211,6 +217,7 @@ impl LoadError {
             Self::File { .. }
             | Self::Changing { .. }
             | Self::GrantedFolder { .. }
+            | Self::State { .. }
             | Self::Aborted { .. } => true,
             Self::Metadata { source, .. } | Self::Configure { source, .. } => matches!(
                 source,
@@ -246,6 +253,7 @@ impl LoadError {
             | Self::Field { plugin, .. }
             | Self::NotGranted { plugin, .. }
             | Self::GrantedFolder { plugin, .. }
+            | Self::State { plugin, .. }
             | Self::Config { plugin, .. }
             | Self::Refused { plugin, .. }
             | Self::Configure { plugin, .. }

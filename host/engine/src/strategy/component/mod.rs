@@ -29,6 +29,7 @@ mod pool;
 mod quarantine;
 mod runtime;
 mod state;
+mod state_store;
 #[cfg(feature = "stock")]
 mod stock;
 mod verdict;
@@ -51,6 +52,7 @@ pub use limits::{LimitError, Limits};
 pub use pool::Isolation;
 pub use quarantine::{QuarantinePolicy, Standing};
 pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+pub use state_store::{StateStore, StateStoreError};
 #[cfg(feature = "stock")]
 pub use stock::stock;
 
@@ -79,6 +81,9 @@ pub struct StrategyOptions {
     pub limits: Limits,
     /// What it is granted.
     pub grants: Grants,
+    /// Where its state is kept, if it is granted one, and under which name; strategies of one name
+    /// share it. Default: nowhere, the state ends with the strategy.
+    pub state: Option<(StateStore, String)>,
     /// Who may have used an instance before a decision does.
     pub isolation: Isolation,
     /// When it is quarantined.
@@ -91,6 +96,7 @@ impl Default for StrategyOptions {
             config: Value::Object(serde_json::Map::new()),
             limits: Limits::default(),
             grants: Grants::default(),
+            state: None,
             isolation: Isolation::default(),
             quarantine: QuarantinePolicy::default(),
         }
@@ -122,6 +128,8 @@ pub struct Inspection {
     pub limits: Limits,
     /// What it is granted; what it wants is in `info.capabilities`.
     pub grants: Grants,
+    /// Whether its state survives a restart.
+    pub state_is_kept: bool,
     /// Who may have used an instance before a decision does.
     pub isolation: Isolation,
     /// The size of its file, in bytes.
@@ -169,9 +177,12 @@ impl ComponentStrategy {
             config,
             limits,
             grants,
+            state,
             isolation,
             quarantine,
         } = options;
+        let kept = state.filter(|_| grants.state);
+        let state_is_kept = kept.is_some();
         let compiled = Self::compile(runtime, plugin, bytes.into(), &limits, &grants).await?;
         let Compiled {
             manifest,
@@ -181,10 +192,14 @@ impl ComponentStrategy {
             size,
             sha256,
         } = compiled;
-        let state = || State::new(limits.state_bytes, limits.state_value_bytes);
+        let (quota, value_limit) = (limits.state_bytes, limits.state_value_bytes);
+        let state = match kept {
+            Some((store, name)) => Some(store.state(plugin, name, quota, value_limit).await?),
+            None => grants.state.then(|| State::new(quota, value_limit)),
+        };
         let shared = Arc::new(Shared {
             name: plugin.into(),
-            state: grants.state.then(state),
+            state,
             folder,
             clock_start: runtime.started(),
             limits: limits.clone(),
@@ -209,6 +224,7 @@ impl ComponentStrategy {
             routes,
             limits,
             grants,
+            state_is_kept,
             isolation,
             size,
             sha256,

@@ -1,9 +1,10 @@
 //! The WebAssembly runtime all strategies of a process share: one compiler, one pool of instances,
 //! one clock that interrupts.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -15,6 +16,7 @@ use super::cache::Cache;
 use super::compile::{Compilations, Compiler};
 use super::host_impl::Cell;
 use super::limits::{MAX_TABLE_ELEMENTS, TICK};
+use super::state_store::{StateStore, StateStoreError, WeakStore};
 
 /// Instances that may be made on demand at the same time; further decisions wait. A decision takes
 /// well under a millisecond, so this bounds memory, not throughput.
@@ -61,6 +63,7 @@ struct Shared {
     ready: Arc<Semaphore>,
     pooled: bool,
     started: Instant,
+    stores: Mutex<HashMap<PathBuf, WeakStore>>,
     // Dropped with the last runtime, which ends the ticker's thread.
     _ticker: Sender<()>,
 }
@@ -108,6 +111,7 @@ impl Runtime {
             ready: Arc::new(Semaphore::new(READY)),
             pooled,
             started: Instant::now(),
+            stores: Mutex::default(),
             _ticker: ticker,
         })))
     }
@@ -115,6 +119,24 @@ impl Runtime {
     /// Whether instances come from a pool.
     pub fn is_pooled(&self) -> bool {
         self.0.pooled
+    }
+
+    /// The store of a folder, for the state of strategies: opened once, however often it is asked
+    /// for. Blocks, as [`StateStore::open`] does.
+    ///
+    /// # Errors
+    /// As [`StateStore::open`].
+    pub fn state_store(&self, folder: &Path) -> Result<StateStore, StateStoreError> {
+        // One folder, however it is written. Where there is none, opening it will say so.
+        let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+        let mut stores = self.0.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = stores.get(&folder).and_then(StateStore::upgrade) {
+            return Ok(store);
+        }
+        stores.retain(|_, store| store.strong_count() > 0);
+        let store = StateStore::open(&folder)?;
+        stores.insert(folder, store.downgrade());
+        Ok(store)
     }
 
     /// How components became machine code so far.
@@ -174,7 +196,11 @@ fn config(pooled: bool) -> Config {
             .table_elements(MAX_TABLE_ELEMENTS)
             // Small memories are cleared by hand, which is cheaper than giving pages back.
             .linear_memory_keep_resident(256 << 10)
-            .table_keep_resident(16 << 10);
+            .table_keep_resident(16 << 10)
+            .async_stack_keep_resident(16 << 10);
+        // By default a stack keeps what was once used of it: half a megabyte after a recursion, and a
+        // recursion on each stack of the pool would keep them all.
+        config.async_stack_zeroing(true);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     } else {
         // By default each memory reserves 4 GiB of addresses, which are scarce here. A memory that

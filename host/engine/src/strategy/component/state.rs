@@ -1,10 +1,16 @@
-//! The state of a strategy: a key/value store of its own, in memory, shared by its instances.
+//! The state of a strategy: a key/value store of its own, shared by its instances.
+//!
+//! It is always served from memory, so that a strategy never waits for a disk. Where the operator
+//! names a folder for it ([`StateStore`](super::StateStore)), what has changed is written there a
+//! little later, and found again after a restart.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+
+use super::state_store::StateStore;
 
 /// Bytes an entry costs beyond its key and its value, so that a million empty entries are not free.
 const ENTRY_BYTES: usize = 64;
@@ -25,14 +31,38 @@ pub(super) enum StateError {
 pub(super) struct State {
     quota: usize,
     value_limit: usize,
-    entries: Mutex<Entries>,
+    entries: Shelf,
+    journal: Option<Journal>,
+}
+
+/// Entries, as their strategy and whoever writes them down share them.
+pub(super) type Shelf = Arc<Mutex<Entries>>;
+
+pub(super) fn lock(entries: &Mutex<Entries>) -> MutexGuard<'_, Entries> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whoever writes a strategy's entries down.
+#[derive(Debug)]
+struct Journal {
+    store: StateStore,
+    strategy: Arc<str>,
 }
 
 #[derive(Debug, Default)]
-struct Entries {
+pub(super) struct Entries {
     by_key: HashMap<String, Entry>,
     used: usize,
+    /// Keys that are to be written down; empty where nobody does.
+    changed: HashSet<String>,
+    keeps_changes: bool,
 }
+
+/// An entry as it is written down: its value and the Unix time in milliseconds at which it ends.
+/// `None`: it is gone.
+pub(super) type Written = Option<(Option<u64>, Vec<u8>)>;
+/// An entry that was written down before: its key, the end of its time, its value.
+pub(super) type Found = (String, Option<u64>, Vec<u8>);
 
 #[derive(Debug)]
 struct Entry {
@@ -51,9 +81,63 @@ fn cost(key: &str, value: &[u8]) -> usize {
 }
 
 impl Entries {
+    /// Entries that were written down before, without those whose time has passed since.
+    pub(super) fn restored(written: impl IntoIterator<Item = Found>) -> Self {
+        let (now, today) = (Instant::now(), unix_millis());
+        let mut entries = Self {
+            keeps_changes: true,
+            ..Self::default()
+        };
+        for (key, until, value) in written {
+            if until.is_some_and(|until| until <= today) {
+                entries.changed.insert(key);
+                continue;
+            }
+            let expires = until.and_then(|until| {
+                now.checked_add(Duration::from_millis(until.saturating_sub(today)))
+            });
+            entries.used += cost(&key, &value);
+            entries.by_key.insert(key, Entry { value, expires });
+        }
+        entries
+    }
+
+    /// What has changed since this was last asked, as it is now.
+    pub(super) fn take_changes(&mut self) -> Vec<(String, Written)> {
+        let (now, today) = (Instant::now(), unix_millis());
+        let changed = std::mem::take(&mut self.changed);
+        let written = |key: &str| {
+            let entry = self.by_key.get(key).filter(|entry| !entry.is_past(now))?;
+            let until = entry.expires.map(|expires| {
+                let left = expires.saturating_duration_since(now).as_millis();
+                today.saturating_add(u64::try_from(left).unwrap_or(u64::MAX))
+            });
+            Some((until, entry.value.clone()))
+        };
+        changed
+            .into_iter()
+            .map(|key| {
+                let written = written(&key);
+                (key, written)
+            })
+            .collect()
+    }
+
+    /// Says that these were not written down after all.
+    pub(super) fn keep_changes(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.changed.extend(keys);
+    }
+
+    fn note(&mut self, key: &str) {
+        if self.keeps_changes && !self.changed.contains(key) {
+            self.changed.insert(key.to_owned());
+        }
+    }
+
     fn remove(&mut self, key: &str) -> Option<Entry> {
         let entry = self.by_key.remove(key)?;
         self.used -= cost(key, &entry.value);
+        self.note(key);
         Some(entry)
     }
 
@@ -81,21 +165,25 @@ impl Entries {
         }
         self.used = self.used - freed + added;
         self.by_key.insert(key.to_owned(), entry);
+        self.note(key);
         Ok(())
     }
 
     /// Drops what is past its time, but for the entry under `keep`, which is about to be replaced.
     fn sweep(&mut self, keep: &str, now: Instant) {
-        let mut freed = 0;
-        self.by_key.retain(|key, entry| {
-            let stays = key == keep || !entry.is_past(now);
-            if !stays {
-                freed += cost(key, &entry.value);
-            }
-            stays
-        });
-        self.used -= freed;
+        let past = |(key, entry): (&String, &Entry)| {
+            (key != keep && entry.is_past(now)).then(|| key.clone())
+        };
+        let past: Vec<_> = self.by_key.iter().filter_map(past).collect();
+        for key in past {
+            self.remove(&key);
+        }
     }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The moment a time to live ends; a time too long to be represented never does.
@@ -104,16 +192,49 @@ fn expiry(now: Instant, ttl: Option<u64>) -> Option<Instant> {
 }
 
 impl State {
+    /// An empty one, in memory alone.
     pub(super) fn new(quota: usize, value_limit: usize) -> Self {
         Self {
             quota,
             value_limit,
-            entries: Mutex::default(),
+            entries: Shelf::default(),
+            journal: None,
+        }
+    }
+
+    /// One whose changes a store writes down, under this name.
+    pub(super) fn kept(
+        quota: usize,
+        value_limit: usize,
+        entries: Shelf,
+        store: StateStore,
+        strategy: Arc<str>,
+    ) -> Self {
+        Self {
+            quota,
+            value_limit,
+            entries,
+            journal: Some(Journal { store, strategy }),
         }
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
+    }
+
+    /// Changes the entries, and tells whoever writes them down if there was nothing to write before.
+    fn change<R>(&self, change: impl FnOnce(&mut Entries) -> R) -> R {
+        let mut entries = self.entries();
+        let is_told = !entries.changed.is_empty();
+        let result = change(&mut entries);
+        let is_new = !is_told && !entries.changed.is_empty();
+        drop(entries);
+        if let (true, Some(journal)) = (is_new, &self.journal) {
+            journal
+                .store
+                .write_down(journal.strategy.clone(), self.entries.clone());
+        }
+        result
     }
 
     /// Every live entry, by key.
@@ -132,9 +253,10 @@ impl State {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.entries()
-            .live(key, Instant::now())
-            .map(|entry| entry.value.clone())
+        self.change(|entries| {
+            let entry = entries.live(key, Instant::now())?;
+            Some(entry.value.clone())
+        })
     }
 
     pub(super) fn set(
@@ -147,20 +269,14 @@ impl State {
             return Err(StateError::Quota(self.value_limit));
         }
         let now = Instant::now();
-        self.entries().put(
-            self.quota,
-            key,
-            Entry {
-                value,
-                expires: expiry(now, ttl),
-            },
-            now,
-        )
+        let expires = expiry(now, ttl);
+        self.change(|entries| entries.put(self.quota, key, Entry { value, expires }, now))
     }
 
     pub(super) fn delete(&self, key: &str) -> bool {
-        let mut entries = self.entries();
-        entries.live(key, Instant::now()).is_some() && entries.remove(key).is_some()
+        self.change(|entries| {
+            entries.live(key, Instant::now()).is_some() && entries.remove(key).is_some()
+        })
     }
 
     pub(super) fn increment(
@@ -170,21 +286,20 @@ impl State {
         ttl: Option<u64>,
     ) -> Result<i64, StateError> {
         let now = Instant::now();
-        let mut entries = self.entries();
-        let (old, expires) = match entries.live(key, now) {
-            None => (0, expiry(now, ttl)),
-            Some(entry) => {
-                let text = std::str::from_utf8(&entry.value).map_err(|_| StateError::NotANumber)?;
-                (
-                    text.parse::<i64>().map_err(|_| StateError::NotANumber)?,
-                    entry.expires,
-                )
-            }
-        };
-        let sum = old.saturating_add(by);
-        let value = sum.to_string().into_bytes();
-        entries.put(self.quota, key, Entry { value, expires }, now)?;
-        Ok(sum)
+        self.change(|entries| {
+            let (old, expires) = match entries.live(key, now) {
+                None => (0, expiry(now, ttl)),
+                Some(entry) => {
+                    let text = std::str::from_utf8(&entry.value).ok();
+                    let number = text.and_then(|text| text.parse::<i64>().ok());
+                    (number.ok_or(StateError::NotANumber)?, entry.expires)
+                }
+            };
+            let sum = old.saturating_add(by);
+            let value = sum.to_string().into_bytes();
+            entries.put(self.quota, key, Entry { value, expires }, now)?;
+            Ok(sum)
+        })
     }
 }
 

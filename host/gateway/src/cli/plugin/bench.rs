@@ -16,6 +16,8 @@ use crate::cli::{USAGE, terminal};
 
 /// Decisions made before any is measured.
 const WARM_UP: u32 = 5;
+/// How long it is waited for an instance, beyond the time one may take to become ready.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Serialize)]
 struct Cost {
@@ -140,6 +142,22 @@ async fn loads(
     Ok((cold, cached, runtime))
 }
 
+/// Instances are made ahead of need: between two failures there is time for it.
+async fn until_ready(strategy: &ComponentStrategy) -> anyhow::Result<()> {
+    let limit = strategy.limits().configure_deadline() + PATIENCE;
+    let is_ready = async {
+        while strategy.ready() == 0 {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+    };
+    tokio::time::timeout(limit, is_ready).await.with_context(|| {
+        format!(
+            "no instance was ready within {limit:?}: its start or `configure` fails or takes too long \
+             when it is repeated; RUST_LOG=debug says why"
+        )
+    })
+}
+
 async fn measure(
     strategy: &ComponentStrategy,
     context: &Context,
@@ -150,9 +168,8 @@ async fn measure(
     for number in 0..WARM_UP + decisions {
         // A deadline of its own for every decision.
         let (situation, _) = context.situation();
-        // Instances are made ahead of need: between two failures there is time for it.
-        while wait && strategy.ready() == 0 {
-            tokio::time::sleep(Duration::from_micros(100)).await;
+        if wait {
+            until_ready(strategy).await?;
         }
         let began = Instant::now();
         let decided = strategy.decide(&situation).await;
