@@ -1,5 +1,7 @@
 //! The library behind the `backstop` program: an MCP server and an OpenAI-compatible API in front, MCP
 //! servers and models behind, and the fallback engine between them.
+//!
+#![doc = include_str!("problems.md")]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

@@ -5,21 +5,13 @@
 //! policy belongs to a kind of failure, since a refused connection wants a quick second try and a
 //! throttled request wants patience. Everything can be changed while running; reading takes no lock.
 //!
-//! The defaults: 3 retries, 0.1 s first delay, factor 2, at most 60 s, equal jitter; and for the
-//! well-known kinds this table.
-//!
-//! | kind | retries | delays before jitter, seconds |
-//! |---|---|---|
-//! | ConnectionError, StreamInterrupted | 3 | 0.1 0.2 0.4 |
-//! | TimeoutError, GatewayTimeout | 2 | 0.5 1 |
-//! | ServiceUnavailable, BadGateway | 1 | 0.1 |
-//! | TooManyRequests | 5 | 1 2 4 8 16 |
-//! | InternalServerError | 2 | 0.2 0.4 |
-//! | SessionExpired, ProtocolError | 1 | 0 |
-//! | InvalidParameter, Unauthorized, Forbidden | 0 | |
+//! The defaults: 3 retries, 0.1 s first delay, factor 2, at most 60 s, equal jitter; for the well-known
+//! kinds the table below, and besides StreamInterrupted as ConnectionError, and one retry at once of
+//! SessionExpired and ProtocolError.
 //!
 //! The jitter is equal jitter throughout: each delay lies between half of the figure and the figure.
 //! It spreads clients almost as well as full jitter and never sends a retry at once.
+#![doc = include_str!("kinds.md")]
 
 mod run;
 

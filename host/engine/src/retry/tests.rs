@@ -304,3 +304,34 @@ async fn a_run_never_repeats_an_unsafe_operation_after_an_ambiguous_failure() {
         (RetryEnding::Exhausted, 5)
     );
 }
+
+/// The documented table of the ten kinds, row by row.
+#[test]
+fn the_table_of_the_ten_kinds_says_what_the_code_does() {
+    let manager = RetryManager::default();
+    let rows = include_str!("kinds.md")
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| kind"));
+    let mut seen = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, kind, retries, shown, ambiguous, ill_health, _, _] = cells[..] else {
+            panic!("{row}");
+        };
+        let kind = Kind::WELL_KNOWN.iter().find(|known| known.as_str() == kind);
+        let kind = kind.unwrap_or_else(|| panic!("{row}")).clone();
+        let failure = Failure::new(kind.clone(), "x");
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        assert_eq!(
+            (ambiguous, ill_health),
+            (yes(failure.ambiguous), yes(failure.ill_health)),
+            "{row}"
+        );
+        let made = delays(&manager, kind);
+        assert_eq!(retries, made.len().to_string(), "{row}");
+        let told: Vec<String> = made.iter().map(|d| d.as_secs_f64().to_string()).collect();
+        assert_eq!(shown, told.join(" "), "{row}");
+        seen += 1;
+    }
+    assert_eq!(seen, 10);
+}
