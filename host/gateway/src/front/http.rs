@@ -224,7 +224,10 @@ pub(crate) async fn serve(
 /// Forgets sessions whose clients have gone without a word.
 async fn expire(front: Weak<Front>) {
     loop {
-        let Some(idle) = front.upgrade().map(|front| front.options.load().session_idle) else {
+        let Some(idle) = front
+            .upgrade()
+            .map(|front| front.options.load().session_idle)
+        else {
             return;
         };
         tokio::time::sleep(idle / 4).await;
@@ -250,7 +253,8 @@ async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
     let limit = front.body_limit();
     match parts.method {
         Method::POST => {
-            let body = tokio::time::timeout(front.options.limits.idle, to_bytes(body, limit));
+            let body =
+                tokio::time::timeout(front.options.load().limits.idle, to_bytes(body, limit));
             match body.await {
                 Ok(Ok(body)) => post(front, parts.headers, body).await,
                 Ok(Err(_)) => (
