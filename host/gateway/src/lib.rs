@@ -14,6 +14,7 @@ pub mod event_log;
 mod exchange;
 mod front;
 mod gateway;
+mod headers;
 pub mod live;
 pub mod model;
 mod probe;

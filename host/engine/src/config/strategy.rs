@@ -104,7 +104,7 @@ pub struct Limits {
     /// The most elements of one table, 0 to 100 000. Default: 20 000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table_elements: Option<u32>,
-    /// The most core instances it may consist of, 1 to 128. Default: 32.
+    /// The most core instances it may consist of, 1 to 128. Default: 64.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instances: Option<u32>,
     /// The most linear memories, 1 to 16. Default: 4.

@@ -1,13 +1,13 @@
 //! What is behind the gateway, as a configuration says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use backstop::config::{Config, Diagnostic, Expanded, Model, Service, Transport};
 use backstop::discovery::Targets;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::gateway::Gateway;
+use crate::headers::header_map;
 use crate::model::ModelSpec;
 use crate::upstream::{Reread, ServiceSpec, TransportSpec};
 
@@ -122,21 +122,6 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
         trusted: service.trusted,
         transport,
     })
-}
-
-fn header_map(headers: &BTreeMap<String, Expanded>) -> Result<HeaderMap, String> {
-    let mut map = HeaderMap::new();
-    for (name, value) in headers {
-        // The value may be a secret: only its name is told.
-        let header = HeaderName::try_from(name.as_str())
-            .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
-        let mut value = HeaderValue::try_from(value.value()).map_err(|_| {
-            format!("the value of header {name:?} has characters HTTP does not allow")
-        })?;
-        value.set_sensitive(true);
-        map.insert(header, value);
-    }
-    Ok(map)
 }
 
 fn model_spec(model: &Model) -> Result<ModelSpec, String> {

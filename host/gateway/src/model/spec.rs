@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use backstop::config::{self, ModelApi};
 use reqwest::Url;
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderValue};
+
+use crate::headers::header_map;
 
 /// One model the gateway may ask.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,16 +88,7 @@ impl ModelSpec {
             },
             (None, None) => ApiKey::None,
         };
-        let mut headers = HeaderMap::new();
-        for (name, value) in &model.headers {
-            let header = HeaderName::try_from(name.as_str())
-                .map_err(|_| format!("the header name {name:?} is not one of HTTP; correct it"))?;
-            let mut value = HeaderValue::try_from(value.value()).map_err(|_| {
-                format!("the value of header {name:?} has characters HTTP does not allow")
-            })?;
-            value.set_sensitive(true);
-            headers.insert(header, value);
-        }
+        let headers = header_map(&model.headers)?;
         Ok(Self {
             name: model.name.as_str().into(),
             group: model.group.as_str().into(),
