@@ -8,6 +8,7 @@ mod corpus;
 
 use std::time::{Duration, Instant};
 
+use arbitrary::Unstructured;
 use backstop::call::{Call, RepeatSafety};
 use backstop::strategy::component::{ComponentStrategy, Frozen, LoadError, StrategyOptions, stock};
 use backstop::strategy::{Entry, Situation, StrategyFault};
@@ -70,8 +71,48 @@ fn sections(bytes: &[u8]) -> Vec<&[u8]> {
     list
 }
 
-/// A file made from a good one, or of nothing but chance.
+/// A valid component of any shape, or one around a valid module that runs when it is instantiated.
+fn valid(chance: &mut Chance) -> Option<Vec<u8>> {
+    let noise: Vec<u8> = (0..512 + chance.below(4096))
+        .map(|_| chance.byte())
+        .collect();
+    let mut noise = Unstructured::new(&noise);
+    if chance.below(2) == 0 {
+        let component = wasm_smith::Component::new(wasm_smith::Config::default(), &mut noise);
+        return Some(component.ok()?.to_bytes());
+    }
+    let config = wasm_smith::Config {
+        max_imports: 0,
+        allow_start_export: true,
+        ..wasm_smith::Config::default()
+    };
+    let module = wasm_smith::Module::new(config, &mut noise).ok()?.to_bytes();
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    section(1, &module, &mut bytes);
+    // One core instance: module 0, given nothing.
+    section(2, &[1, 0, 0, 0], &mut bytes);
+    Some(bytes)
+}
+
+/// Adds a section, its length in LEB128.
+fn section(id: u8, content: &[u8], to: &mut Vec<u8>) {
+    to.push(id);
+    let mut length = content.len();
+    while length > 0x7f {
+        to.push(length.to_le_bytes()[0] | 0x80);
+        length >>= 7;
+    }
+    to.push(length.to_le_bytes()[0]);
+    to.extend(content);
+}
+
+/// A file made from a good one, a valid one of any shape, or nothing but chance.
 fn file(chance: &mut Chance, seeds: &[Vec<u8>]) -> Vec<u8> {
+    if chance.below(4) == 0
+        && let Some(bytes) = valid(chance)
+    {
+        return bytes;
+    }
     let seed = &seeds[chance.below(seeds.len())];
     let mut bytes = seed.clone();
     match chance.below(8) {
