@@ -20,6 +20,7 @@ pub mod model;
 mod probe;
 mod rounds;
 mod router;
+pub mod simulate;
 pub mod telemetry;
 pub mod upstream;
 

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::reader::{Cx, Issue, Reader};
 use super::targets::{Taken, default_group, header};
-use super::units::{DurationText, Expanded};
+use super::units::{DurationText, Expanded, exactly_one};
 use super::value::Read;
 use super::{text, value};
 
@@ -38,6 +38,7 @@ pub struct Discovery {
 /// Where a [`Discovery`] finds targets.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(transform = exactly_one)]
 pub enum Source {
     /// A name in DNS.
     Dns(Dns),
@@ -56,6 +57,7 @@ pub struct Dns {
     /// The name, fully qualified, such as `_mcp._tcp.search.example`.
     pub dns: String,
     /// Which records are asked for. Default: `srv` where the name begins with `_`, else `address`.
+    #[schemars(with = "Option<Record>")]
     pub record: Record,
     /// The port, where the records hold only addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]

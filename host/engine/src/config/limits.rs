@@ -67,7 +67,7 @@ impl TargetLimits {
 }
 
 /// `5/s`, `100/1m`, `1/500ms`.
-fn rate(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<RateLimit> {
+pub(super) fn rate(value: &DeValue<'_>, cx: &Cx<'_>) -> Read<RateLimit> {
     let text = value::text(value, cx)?;
     let read = || {
         let (requests, per) = text.split_once('/')?;

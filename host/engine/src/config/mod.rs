@@ -36,6 +36,7 @@ mod overrides;
 mod policy;
 mod reader;
 mod retry;
+pub mod scenario;
 mod strategy;
 mod targets;
 mod text;
@@ -69,6 +70,8 @@ pub use targets::{Model, ModelApi, Service, Transport};
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
 };
+
+pub use value::nearest;
 
 use reader::{Cx, Issue, Reader};
 use targets::Taken;

@@ -11,7 +11,7 @@ use super::limits::TargetLimits;
 use super::overrides::TargetPolicies;
 use super::policy::Circuit;
 use super::reader::{Cx, Issue, Reader};
-use super::units::Expanded;
+use super::units::{Expanded, exactly_one};
 use super::{text, value};
 
 pub(super) fn default_group() -> String {
@@ -72,6 +72,7 @@ pub struct Service {
 /// How a [`Service`] is reached.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(transform = exactly_one)]
 pub enum Transport {
     /// Streamable HTTP.
     Http {

@@ -168,6 +168,13 @@ impl SizeText {
     }
 }
 
+/// Makes a choice of forms one of which a second excludes, such as `url` and `command`.
+pub(super) fn exactly_one(schema: &mut Schema) {
+    if let Some(forms) = schema.remove("anyOf") {
+        schema.insert("oneOf".into(), forms);
+    }
+}
+
 impl JsonSchema for DurationText {
     fn schema_name() -> Cow<'static, str> {
         "Duration".into()

@@ -25,11 +25,8 @@ pub(super) fn described(path: &str) -> String {
     }
 }
 
-/// The candidate that looks most like a word, if one does.
-pub(super) fn nearest<'w>(
-    word: &str,
-    candidates: impl Iterator<Item = &'w str>,
-) -> Option<&'w str> {
+/// The candidate that looks most like a word, if one does: what is proposed for a name nobody knows.
+pub fn nearest<'w>(word: &str, candidates: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     const ALIKE: f64 = 0.6;
     let lower = word.to_ascii_lowercase();
     candidates

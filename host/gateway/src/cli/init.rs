@@ -108,7 +108,7 @@ pub(super) fn run(from: &Path, output: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Never over a file that is there, and for the user's eyes only: it may hold keys.
-fn create(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn create(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

@@ -3,11 +3,14 @@
 mod admin;
 mod call;
 mod check;
+mod config;
 pub(crate) mod host;
 mod init;
 mod observe;
 mod plugin;
 mod serve;
+mod simulate;
+mod template;
 pub(crate) mod terminal;
 
 use std::path::PathBuf;
@@ -38,13 +41,24 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Write a configuration with the servers of an MCP client, to put backstop between the two.
+    /// Write a configuration: a template, or one with the servers of an MCP client, to put backstop between
+    /// the two.
+    #[command(group(clap::ArgGroup::new("source").required(true)))]
     Init {
         /// The client's configuration: JSON with `mcpServers` or `servers`.
-        #[arg(long, value_name = "JSON")]
-        from: PathBuf,
+        #[arg(long, value_name = "JSON", group = "source")]
+        from: Option<PathBuf>,
+        /// What to begin with, explained by comments.
+        #[arg(long, value_name = "TEMPLATE", group = "source")]
+        template: Option<template::Template>,
         /// The file to write; it must not be there yet.
-        #[arg(long, short, value_name = "FILE", default_value = "backstop.toml")]
+        #[arg(
+            long,
+            short,
+            visible_alias = "out",
+            value_name = "FILE",
+            default_value = "backstop.toml"
+        )]
         output: PathBuf,
     },
     /// Serve MCP in front of the servers of a configuration.
@@ -85,6 +99,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What there is to know of configurations.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Play a fault scenario against a configuration, with its real plugins, in simulated time.
+    Simulate(simulate::Arguments),
     #[command(flatten)]
     Admin(admin::Command),
     /// Write a strategy: start, build, check, test and measure it.
@@ -117,7 +136,19 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo { json } => crate::demo::run(json).await,
-        Command::Init { from, output } => init::run(&from, &output),
+        Command::Init {
+            from: Some(from),
+            output,
+            ..
+        } => init::run(&from, &output),
+        Command::Init {
+            template: Some(template),
+            output,
+            ..
+        } => template::run(template, &output),
+        // The command line asks for one of the two.
+        Command::Init { .. } => Ok(ExitCode::from(USAGE)),
+        Command::Config(command) => config::run(&command),
         Command::Serve {
             config,
             stdio,
@@ -138,6 +169,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             json,
         } => call::run(&config, &tool, arguments.as_deref(), json).await,
         Command::Check { config, json } => check::run(&config, json).await,
+        Command::Simulate(arguments) => simulate::run(arguments).await,
         Command::Admin(command) => admin::run(command).await,
         Command::Plugin(command) => plugin::run(command).await,
     }

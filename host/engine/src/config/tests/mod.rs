@@ -1,6 +1,7 @@
 //! The file's contract: what is read, what is refused, and what is said about it.
 
 mod entries;
+mod scenario;
 mod sections;
 mod shapes;
 mod whole;

@@ -44,14 +44,15 @@ impl Folder {
         })
     }
 
+    /// Reads a file, on the present thread.
+    pub(super) fn read_here(&self, path: &str) -> Result<Vec<u8>, FolderError> {
+        read_within(&self.dir, Path::new(path), self.limit)
+    }
+
     /// Reads a file, off the async threads.
     pub(super) async fn read(&self, path: String) -> Result<Vec<u8>, FolderError> {
         let folder = self.clone();
-        match tokio::task::spawn_blocking(move || {
-            read_within(&folder.dir, Path::new(&path), folder.limit)
-        })
-        .await
-        {
+        match tokio::task::spawn_blocking(move || folder.read_here(&path)).await {
             Ok(read) => read,
             Err(_) => Err(FolderError::Failed("the program is ending".into())),
         }

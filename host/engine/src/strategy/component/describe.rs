@@ -45,6 +45,7 @@ impl ComponentStrategy {
             state: None,
             folder: None,
             clock_start: runtime.started(),
+            simulated: runtime.simulated().cloned(),
             limits: limits.clone(),
         });
         let info = Self::ask_metadata(runtime, &compiled.pre, &shared, &compiled.manifest).await?;

@@ -160,7 +160,7 @@ impl HostMonotonicClock for Stopped {
 pub(super) struct Chance(Random);
 
 impl Chance {
-    fn seeded(seed: u64) -> Self {
+    pub(super) fn seeded(seed: u64) -> Self {
         Self(random::seeded(seed))
     }
 

@@ -17,6 +17,7 @@ use super::bindings::backstop::strategy::{
 use super::capabilities::{Folder, FolderError};
 use super::frozen::{LogLevel, Standstill};
 use super::limits::Limits;
+use super::simulated::Simulated;
 use super::state::{State, StateError};
 use crate::strategy::{KnownGood, Situation};
 
@@ -39,6 +40,8 @@ pub(super) struct Shared {
     pub(super) state: Option<State>,
     pub(super) folder: Option<Folder>,
     pub(super) clock_start: Instant,
+    /// Time and chance, where they are a simulation's.
+    pub(super) simulated: Option<Simulated>,
 }
 
 /// A strategy used more of something than one decision may.
@@ -189,9 +192,12 @@ fn with_table(wasi: WasiCtx) -> (WasiCtx, ResourceTable) {
 impl WasiView for Cell {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         // Made at the first use: most decisions never need it.
-        let (ctx, table) = &mut **self
-            .wasi
-            .get_or_insert_with(|| Box::new(with_table(wasi_builder().build())));
+        let (ctx, table) = &mut **self.wasi.get_or_insert_with(|| {
+            Box::new(with_table(match &self.shared.simulated {
+                Some(simulated) => simulated.wasi(),
+                None => wasi_builder().build(),
+            }))
+        });
         WasiCtxView { ctx, table }
     }
 }
@@ -335,7 +341,10 @@ impl clock::Host for Cell {
         let now = match (&self.frozen, &self.situation) {
             (Some(frozen), _) => frozen.wall,
             (None, Some(situation)) => situation.surroundings.wall_clock(),
-            (None, None) => SystemTime::now(),
+            (None, None) => match &self.shared.simulated {
+                Some(simulated) => simulated.wall(),
+                None => SystemTime::now(),
+            },
         };
         millis_down(
             now.duration_since(SystemTime::UNIX_EPOCH)
@@ -349,8 +358,11 @@ impl random::Host for Cell {
         match (&self.frozen, &self.situation) {
             (Some(frozen), _) => frozen.chance.next(),
             (None, Some(situation)) => situation.surroundings.random(),
-            // Outside a call there is no source to borrow; a fresh hash seed is random enough.
-            (None, None) => RandomState::new().hash_one(0),
+            (None, None) => match &self.shared.simulated {
+                Some(simulated) => simulated.next(),
+                // Outside a call there is no source to borrow; a fresh hash seed is random enough.
+                None => RandomState::new().hash_one(0),
+            },
         }
     }
 }
@@ -540,7 +552,12 @@ impl folder::Host for Cell {
         let Some(granted) = self.shared.folder.clone() else {
             return Err(folder::Error::NotGranted);
         };
-        granted.read(path).await.map_err(|error| match error {
+        // In a simulation nothing else may happen meanwhile.
+        let read = match self.shared.simulated {
+            Some(_) => granted.read_here(&path),
+            None => granted.read(path).await,
+        };
+        read.map_err(|error| match error {
             FolderError::NotFound => folder::Error::NotFound,
             FolderError::Forbidden => folder::Error::Forbidden,
             FolderError::TooLarge(limit) => folder::Error::TooLarge(limit as u64),

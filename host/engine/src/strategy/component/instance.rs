@@ -60,6 +60,7 @@ impl Instance {
         store.set_hostcall_fuel(result_bytes);
         let turn = Turn::default();
         let given = turn.clone();
+        let keeps_its_thread = store.data().shared.simulated.is_some();
         store.epoch_deadline_callback(move |mut store| {
             let cell = store.data_mut();
             if cell.ticks_left == 0 {
@@ -67,6 +68,9 @@ impl Instance {
                 return Ok(UpdateDeadline::Interrupt);
             }
             cell.ticks_left -= 1;
+            if keeps_its_thread {
+                return Ok(UpdateDeadline::Continue(1));
+            }
             // Between two ticks the thread is given to other tasks.
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(given.give_way())))
         });

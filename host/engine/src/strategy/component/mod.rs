@@ -28,6 +28,7 @@ mod manifest;
 mod pool;
 mod quarantine;
 mod runtime;
+mod simulated;
 mod state;
 mod state_store;
 #[cfg(feature = "stock")]
@@ -51,7 +52,7 @@ pub use frozen::{Frozen, LogLevel, Rehearsal};
 pub use limits::{LimitError, Limits};
 pub use pool::Isolation;
 pub use quarantine::{QuarantinePolicy, Standing};
-pub use runtime::{Runtime, RuntimeError, RuntimeOptions};
+pub use runtime::{Runtime, RuntimeError, RuntimeOptions, Simulation};
 pub use state_store::{StateStore, StateStoreError};
 #[cfg(feature = "stock")]
 pub use stock::stock;
@@ -202,6 +203,7 @@ impl ComponentStrategy {
             state,
             folder,
             clock_start: runtime.started(),
+            simulated: runtime.simulated().cloned(),
             limits: limits.clone(),
         });
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use super::cache::Cache;
 use super::compile::{Compilations, Compiler};
 use super::host_impl::Cell;
 use super::limits::{MAX_TABLE_ELEMENTS, TICK};
+use super::simulated::Simulated;
 use super::state_store::{StateStore, StateStoreError, WeakStore};
 
 /// Instances that may be made on demand at the same time; further decisions wait. A decision takes
@@ -41,9 +43,29 @@ pub struct RuntimeOptions {
     /// user's own program wrote it for the same component and the same compiler, and it has not
     /// changed since; anything else is compiled again. Default: none, nothing is kept.
     pub cache: Option<PathBuf>,
+    /// Time and chance of a simulation: see [`simulated`](Self::simulated). Default: none, they are real.
+    pub simulation: Option<Simulation>,
+}
+
+/// What the strategies of a simulation take for time and chance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Simulation {
+    /// What every source of chance begins with.
+    pub seed: u64,
+    /// The wall clock at the start.
+    pub began: SystemTime,
 }
 
 impl RuntimeOptions {
+    /// For a simulation on Tokio's paused clock: the clocks of strategies are the simulation's, their
+    /// chance repeats, and a decision keeps its thread until it is made, so that it takes no simulated
+    /// time and nothing else happens meanwhile. Its code runs in real time all the same, and one that
+    /// runs on and on is stopped after the real time its limit allows.
+    pub fn simulated(mut self, seed: u64, began: SystemTime) -> Self {
+        self.simulation = Some(Simulation { seed, began });
+        self
+    }
+
     /// Keeps compiled components in this folder.
     pub fn with_cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
@@ -63,6 +85,7 @@ struct Shared {
     ready: Arc<Semaphore>,
     pooled: bool,
     started: Instant,
+    simulated: Option<Simulated>,
     stores: Mutex<HashMap<PathBuf, WeakStore>>,
     // Dropped with the last runtime, which ends the ticker's thread.
     _ticker: Sender<()>,
@@ -111,6 +134,7 @@ impl Runtime {
             ready: Arc::new(Semaphore::new(READY)),
             pooled,
             started: Instant::now(),
+            simulated: options.simulation.map(Simulated::new),
             stores: Mutex::default(),
             _ticker: ticker,
         })))
@@ -159,6 +183,11 @@ impl Runtime {
     /// The moment the strategies' monotonic clock counts from.
     pub(super) fn started(&self) -> Instant {
         self.0.started
+    }
+
+    /// Time and chance, where they are a simulation's.
+    pub(super) fn simulated(&self) -> Option<&Simulated> {
+        self.0.simulated.as_ref()
     }
 
     /// Waits for leave to make an instance. `None` never comes: the semaphore is never closed.
