@@ -20,6 +20,7 @@ from processes import ROOT, TESTS, TinyServer, service, table
 CHROMIUM = TESTS / "node_modules/.chromium"
 PAGE = ROOT / "host/gateway/src/admin/page.html"
 SOON = 1.0  # seconds after which the page shows what has happened
+EVENTS = 1000  # a second, of a real gateway
 PATIENCE = 20_000  # milliseconds for anything else, on a busy machine
 
 
@@ -143,6 +144,63 @@ def test_a_fault_is_seen_at_once_explained_and_answered(browser, gateway, tmp_pa
         page.get_by_role("button", name="Reload").click()
         expect(page.locator("#said")).to_contain_text("configuration version 1 is in force")
         assert complaints == []
+
+
+def test_a_retry_policy_is_changed_by_the_keyboard_and_a_wrong_value_is_told_at_its_field(
+    browser, gateway, tmp_path
+):
+    def policy():
+        policies = gateway.ask("/api/config/retry")
+        return next(it for it in policies if it["kind"] == "BadGateway")
+
+    config = Path(gateway.command[gateway.command.index("--config") + 1])
+    before = config.read_text()
+    with opened(browser, gateway.admin) as (page, _):
+        retries, delays = page.get_by_label("Retries"), page.get_by_label("Or the delays")
+        page.get_by_label("Of failures of kind").select_option("BadGateway")
+        expect(page.locator("#policy-now")).to_have_text("now 1 retry, after 100 ms; jitter equal")
+
+        retries.focus()
+        page.keyboard.type("101")
+        page.keyboard.press("Tab")
+        page.keyboard.type("fast")
+        page.keyboard.press("Enter")
+        expect(page.locator("#policy-max_retries-error")).to_contain_text("101 is not from 0 to 100")
+        expect(page.locator("#policy-initial_delay-error")).to_contain_text("not a duration")
+        expect(retries).to_have_attribute("aria-invalid", "true")
+        expect(retries).to_be_focused()
+        picture(page, "policy-wrong-light", tmp_path)
+        page.emulate_media(color_scheme="dark")
+        picture(page, "policy-wrong-dark", tmp_path)
+        page.emulate_media(color_scheme="light")
+        assert policy()["in_force"]["max_retries"] == 1
+
+        retries.fill("two")
+        page.keyboard.press("Enter")
+        expect(page.locator("#policy-max_retries-error")).to_have_text("Write a number.")
+
+        # What is right is in force, and not yet in the file.
+        retries.fill("2")
+        page.get_by_label("First delay").fill("")
+        delays.fill("50ms, 1s")
+        page.keyboard.press("Enter")
+        expect(page.locator("#said")).to_contain_text("[retry.BadGateway] changed")
+        expect(page.locator("#policy-now")).to_have_text("now 2 retries, after 50 ms, 1 s; jitter equal")
+        expect(retries).not_to_have_attribute("aria-invalid", "true")
+        assert policy()["in_force"]["delays_ms"] == [50, 1000]
+        assert config.read_text() == before
+
+        # Emptied again, and written down.
+        retries.fill("")
+        page.get_by_label("Jitter").select_option("full")
+        page.get_by_label("write it to the configuration file").check()
+        page.get_by_role("button", name="Apply").click()
+        expect(page.locator("#said")).to_contain_text("the file has it")
+        assert config.read_text().startswith(before.rstrip("\n"))
+        assert 'delays = ["50ms", "1s"]' in config.read_text()
+        assert 'jitter = "full"' in config.read_text()
+        assert "max_retries" not in config.read_text()
+        picture(page, "policy-light", tmp_path)
 
 
 def test_a_change_is_seen_within_a_second(browser, gateway):
@@ -317,3 +375,58 @@ def test_a_thousand_targets_and_a_thousand_events_a_second_do_not_freeze_it(brow
         server.ending = True
         server.shutdown()
         server.server_close()
+
+
+def test_a_real_gateway_with_a_thousand_targets_and_a_thousand_events_a_second(
+    browser, write_config, tmp_path
+):
+    log = tmp_path / "events.jsonl"
+    # Each call is refused fourteen times by a target that is not there, and then saved by one of the others.
+    refusals = 14
+    with TinyServer("many") as server:
+        config = write_config(
+            ADMIN,
+            table("[events]", file=str(log)),
+            table("[health]", enabled=False),
+            table("[budget]", reserve_per_second=100_000),
+            table("[circuit]", consecutive_failures=10_000, minimum_throughput=10_000),
+            table("[retry.ConnectionError]", delays=[0] * (refusals - 1), jitter="none"),
+            service("gone", group="who", url="http://127.0.0.1:9/mcp", priority=1, trusted=True),
+            *(service(f"t{n:04}", group="who", url=server.url, trusted=True) for n in range(999)),
+        )
+        with Observed(config) as gateway:
+            assert text(gateway.call("who")) == "many"
+            with opened(browser, gateway.admin) as (page, complaints):
+                expect(page.locator("#link")).to_have_text("live")
+                page.evaluate(LAG)
+                over = threading.Event()
+
+                def call():
+                    while not over.is_set():
+                        assert text(gateway.call("who")) == "many"
+
+                callers = [threading.Thread(target=call, daemon=True) for _ in range(4)]
+                before = log.read_text().count("\n")
+                began = time.monotonic()
+                for caller in callers:
+                    caller.start()
+                page.wait_for_timeout(5000)
+                events = log.read_text().count("\n") - before
+                a_second = events / (time.monotonic() - began)
+                lags = sorted(page.evaluate("lags"))
+                half, most = lags[len(lags) // 2], lags[-1]
+                print(f"{a_second:.0f} events a second; late by {half:.0f} ms, at most {most:.0f} ms")
+                # It can be read and used all the while.
+                expect(row(page, "gone")).to_contain_text("closed")
+                expect(page.locator("#calls summary").first).to_contain_text("saved by")
+                page.get_by_label("Only names with").fill("t0500")
+                expect(page.locator("#targets tbody tr")).to_have_count(2)
+                row(page, "t0500").get_by_role("button", name="Drain").click()
+                expect(page.locator("#said")).to_contain_text("t0500 is drained")
+                over.set()
+                for caller in callers:
+                    caller.join()
+                picture(page, "crowd-real-light", tmp_path)
+                assert a_second >= EVENTS, a_second
+                assert half < 100 and most < 2000, lags[-10:]
+                assert complaints == []

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use backstop::config::Config;
+use backstop::config::scenario::Scenario;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -56,6 +57,19 @@ fn the_configuration_in_the_readme_loads_without_a_complaint() {
     let loaded = Config::parse(block, Path::new("README.md"), &|_| None);
     assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     assert_eq!(loaded.config.services.len(), 3);
+}
+
+#[test]
+fn the_scenario_in_the_readme_can_be_played_against_its_configuration() {
+    let blocks = marked_blocks(&readme());
+    let of = |wanted: &str| {
+        let (_, block) = blocks.iter().find(|(mark, _)| mark == wanted).unwrap();
+        block.clone()
+    };
+    let config = Config::parse(&of("config"), Path::new("README.md"), &|_| None).config;
+    let read = Scenario::parse(&of("scenario"), Path::new("README.md"), &config);
+    assert!(read.diagnostics.is_empty(), "{:?}", read.diagnostics);
+    assert_eq!(read.scenario.faults.len(), 2);
 }
 
 #[test]

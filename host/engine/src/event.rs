@@ -213,41 +213,52 @@ pub enum EventKind {
     ConfigRejected { source: String, reason: String },
 }
 
-impl EventKind {
-    /// Its name, as the JSON form writes it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::AttemptFailed { .. } => "attempt_failed",
-            Self::RetryScheduled { .. } => "retry_scheduled",
-            Self::HedgeSent { .. } => "hedge_sent",
-            Self::FallbackTaken { .. } => "fallback_taken",
-            Self::ActionRefused { .. } => "action_refused",
-            Self::StrategyFaulted { .. } => "strategy_faulted",
-            Self::StrategyQuarantined { .. } => "strategy_quarantined",
-            Self::StrategyLoaded { .. } => "strategy_loaded",
-            Self::StrategyReloaded { .. } => "strategy_reloaded",
-            Self::StrategyRemoved { .. } => "strategy_removed",
-            Self::StrategyRejected { .. } => "strategy_rejected",
-            Self::StrategyDisabled { .. } => "strategy_disabled",
-            Self::StrategyEnabled { .. } => "strategy_enabled",
-            Self::CallSaved { .. } => "call_saved",
-            Self::CallFailed { .. } => "call_failed",
-            Self::CircuitOpened { .. } => "circuit_opened",
-            Self::CircuitHalfOpened { .. } => "circuit_half_opened",
-            Self::CircuitClosed { .. } => "circuit_closed",
-            Self::TargetUp { .. } => "target_up",
-            Self::TargetDown { .. } => "target_down",
-            Self::TargetHeld { .. } => "target_held",
-            Self::TargetReleased { .. } => "target_released",
-            Self::TargetAdded { .. } => "target_added",
-            Self::TargetRemoved { .. } => "target_removed",
-            Self::TargetCrashing { .. } => "target_crashing",
-            Self::ToolDiffers { .. } => "tool_differs",
-            Self::Recovered { .. } => "recovered",
-            Self::ConfigApplied { .. } => "config_applied",
-            Self::ConfigRejected { .. } => "config_rejected",
+macro_rules! names {
+    ($($variant:ident = $name:literal,)*) => {
+        impl EventKind {
+            /// Every name there is.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// Its name, as the JSON form writes it.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant { .. } => $name,)*
+                }
+            }
         }
-    }
+    };
+}
+
+names! {
+    AttemptFailed = "attempt_failed",
+    RetryScheduled = "retry_scheduled",
+    HedgeSent = "hedge_sent",
+    FallbackTaken = "fallback_taken",
+    ActionRefused = "action_refused",
+    StrategyFaulted = "strategy_faulted",
+    StrategyQuarantined = "strategy_quarantined",
+    StrategyLoaded = "strategy_loaded",
+    StrategyReloaded = "strategy_reloaded",
+    StrategyRemoved = "strategy_removed",
+    StrategyRejected = "strategy_rejected",
+    StrategyDisabled = "strategy_disabled",
+    StrategyEnabled = "strategy_enabled",
+    CallSaved = "call_saved",
+    CallFailed = "call_failed",
+    CircuitOpened = "circuit_opened",
+    CircuitHalfOpened = "circuit_half_opened",
+    CircuitClosed = "circuit_closed",
+    TargetUp = "target_up",
+    TargetDown = "target_down",
+    TargetHeld = "target_held",
+    TargetReleased = "target_released",
+    TargetAdded = "target_added",
+    TargetRemoved = "target_removed",
+    TargetCrashing = "target_crashing",
+    ToolDiffers = "tool_differs",
+    Recovered = "recovered",
+    ConfigApplied = "config_applied",
+    ConfigRejected = "config_rejected",
 }
 
 /// A version of the configuration that took effect.

@@ -41,6 +41,11 @@ impl Access {
         })
     }
 
+    /// Whether a token is asked for, so that not everybody on the machine comes in.
+    pub(super) fn asks_for_a_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     fn check(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
         let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         let host = text(header::HOST).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! The configuration in force: its versions, and what an operator may do with them.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -10,10 +12,11 @@ use serde_json::json;
 
 use super::steer::{Nothing, read};
 use super::{Admin, refusal, say};
+use crate::exchange::chain;
 use crate::live::{LiveConfig, LiveError, Version};
 
 #[allow(clippy::result_large_err, reason = "it is answered at once")]
-fn live(admin: &Admin) -> Result<&LiveConfig, Response> {
+pub(super) fn live(admin: &Admin) -> Result<&LiveConfig, Response> {
     admin.config.as_ref().ok_or_else(|| {
         let reason = "the configuration of this program cannot be changed while it runs";
         refusal(StatusCode::NOT_FOUND, reason)
@@ -33,9 +36,13 @@ pub(super) async fn versions(State(admin): State<Admin>) -> Response {
     }
 }
 
-fn told(outcome: Result<std::sync::Arc<Version>, LiveError>) -> Response {
+pub(super) fn told(outcome: Result<Arc<Version>, LiveError>) -> Response {
     match outcome {
         Ok(version) => say(StatusCode::OK, &version),
+        Err(error @ LiveError::Write { .. }) => {
+            let reason = format!("it is in force, and only there: {}", chain(&error));
+            refusal(StatusCode::CONFLICT, &reason)
+        }
         Err(error @ LiveError::UnknownVersion { .. }) => {
             refusal(StatusCode::NOT_FOUND, &error.to_string())
         }
@@ -84,5 +91,74 @@ pub(super) async fn rollback(
     match wanted.or_else(before) {
         Some(number) => told(live.rollback(number).await),
         None => refusal(StatusCode::CONFLICT, "there is no earlier version"),
+    }
+}
+
+/// Writes a version that was just put in force to the file, if that is wanted.
+pub(super) async fn kept(
+    live: &LiveConfig,
+    outcome: Result<Arc<Version>, LiveError>,
+    save: bool,
+) -> Result<Arc<Version>, LiveError> {
+    let version = outcome?;
+    if save {
+        live.write_back().await?;
+    }
+    Ok(version)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Apply {
+    text: Option<String>,
+    #[serde(default)]
+    save: bool,
+}
+
+pub(super) async fn apply(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    // A configuration names commands that are run: whoever may write one may do what this user may.
+    if !admin.access.asks_for_a_token() {
+        let reason = "a whole configuration is taken only where a token is asked for: set `[admin] token_env`";
+        return refusal(StatusCode::FORBIDDEN, reason);
+    }
+    let Apply { text, save } = match read(&headers, body) {
+        Ok(apply) => apply,
+        Err(refused) => return refused,
+    };
+    let Some(text) = text else {
+        let reason = "the body is not what this request takes: `text` is missing";
+        return refusal(StatusCode::BAD_REQUEST, reason);
+    };
+    match live(&admin) {
+        Ok(live) => told(kept(live, live.apply(&text).await, save).await),
+        Err(refused) => refused,
+    }
+}
+
+pub(super) async fn save(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    if let Err(refused) = read::<Nothing>(&headers, body) {
+        return refused;
+    }
+    let live = match live(&admin) {
+        Ok(live) => live,
+        Err(refused) => return refused,
+    };
+    match live.write_back().await {
+        Ok(()) => {
+            let versions = live.versions().await;
+            match versions.last() {
+                Some(version) => say(StatusCode::OK, version),
+                None => refusal(StatusCode::CONFLICT, "there is no version in force"),
+            }
+        }
+        Err(error) => refusal(StatusCode::CONFLICT, &chain(&error)),
     }
 }

@@ -20,6 +20,10 @@
 //! | `GET /api/config` | the versions of the configuration that were applied, the one in force first |
 //! | `POST /api/config/reload` | the file is read again and put in force |
 //! | `POST /api/config/rollback` | an earlier version is put in force, `{"version": …}`, the one before without |
+//! | `POST /api/config/apply` | a text is put in force, `{"text": "…", "save": true}`; `save` writes it to the file too. Only where a token is asked for |
+//! | `POST /api/config/save` | the version in force is written to the file |
+//! | `GET /api/config/retry` | how each kind of failure is retried, and what of that the configuration says |
+//! | `POST /api/config/retry` | one of them is changed, `{"kind": "…", "set": {"max_retries": 2}, "save": false}`; `null` takes a key out |
 //!
 //! A Grafana dashboard and alert rules for these metrics are in the crate's folder `observability`; the
 //! names are documented at [`backstop::metrics`] and [`crate::telemetry`].
@@ -31,6 +35,7 @@ mod config;
 mod history;
 mod problems;
 mod recorder;
+mod retry;
 pub mod status;
 mod steer;
 mod stream;
@@ -162,6 +167,12 @@ impl Admin {
             .route("/api/config", get(config::versions))
             .route("/api/config/reload", post(config::reload))
             .route("/api/config/rollback", post(config::rollback))
+            .route("/api/config/apply", post(config::apply))
+            .route("/api/config/save", post(config::save))
+            .route(
+                "/api/config/retry",
+                get(retry::policies).post(retry::change),
+            )
             .route("/api/targets/{name}/{action}", post(steer::target))
             .route("/api/strategies/{name}/{action}", post(steer::strategy))
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -237,6 +248,10 @@ async fn events(
     let wanted = match query {
         Ok(Query(query)) => Wanted::of(query.only.as_deref()),
         Err(error) => return refusal(error.status(), &error.body_text()),
+    };
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(reason) => return refusal(StatusCode::BAD_REQUEST, &reason),
     };
     let Ok(place) = admin.listeners.clone().try_acquire_owned() else {
         let reason = format!("{MAX_LISTENERS} listen already; end one of them");

@@ -8,7 +8,8 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use backstop::event::Event;
+use backstop::config::nearest;
+use backstop::event::{Event, EventKind};
 use futures_util::stream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
@@ -26,9 +27,20 @@ pub(super) struct Wanted(Option<HashSet<String>>);
 
 impl Wanted {
     /// `only` names events, with commas between them. Default: all.
-    pub(super) fn of(only: Option<&str>) -> Self {
-        let names = |only: &str| only.split(',').map(|name| name.trim().to_owned()).collect();
-        Self(only.map(names))
+    ///
+    /// # Errors
+    /// A sentence about a name that no event has.
+    pub(super) fn of(only: Option<&str>) -> Result<Self, String> {
+        let known = EventKind::NAMES;
+        let name = |name: &str| match known.contains(&name) {
+            true => Ok(name.to_owned()),
+            false => Err(match nearest(name, known.iter().copied()) {
+                Some(near) => format!("there is no event {name:?}: did you mean {near:?}?"),
+                None => format!("there is no event {name:?}; there are {}", known.join(", ")),
+            }),
+        };
+        let names = |only: &str| only.split(',').map(|text| name(text.trim())).collect();
+        only.map(names).transpose().map(Self)
     }
 
     fn has(&self, event: &Event) -> bool {

@@ -11,6 +11,7 @@
 
 mod behind;
 mod changes;
+mod edit;
 mod follow;
 mod history;
 
@@ -25,6 +26,7 @@ use backstop::discovery::{Discovery, Sink, Targets};
 use backstop::event::{ConfigVersion, EventKind};
 use backstop::plugins::StrategySet;
 use backstop::{Engine, Terms};
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
@@ -52,6 +54,9 @@ pub enum LiveError {
         /// Why.
         reason: String,
     },
+    /// The change cannot be made in the text that is in force.
+    #[error("{0}")]
+    Impossible(String),
     /// There is no such version, or it is too long ago.
     #[error("there is no version {asked}: {oldest} to {newest} are remembered")]
     UnknownVersion {
@@ -175,6 +180,23 @@ impl LiveConfig {
         self.put(text, Origin::Operator).await
     }
 
+    /// Changes `[retry.KIND]` in the text that is in force and puts that in force, as
+    /// [`apply`](Self::apply) does; the rest of the text stays as it is. `null` takes a key out.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply); or [`LiveError::Impossible`] where the kind is none, or a value is one that
+    /// no key can have.
+    pub async fn change_retry(
+        &self,
+        kind: &str,
+        set: &Map<String, Value>,
+    ) -> Result<Arc<Version>, LiveError> {
+        let mut state = self.shared.state.lock().await;
+        let text = edit::with_retry(&state.history.newest().text, kind, set);
+        let text = text.map_err(LiveError::Impossible)?;
+        self.put_in(&mut state, &text, Origin::Operator).await
+    }
+
     /// Puts the text of an earlier version in force again, as a new version.
     ///
     /// # Errors
@@ -233,10 +255,19 @@ impl LiveConfig {
 
     async fn put(&self, text: &str, origin: Origin) -> Result<Arc<Version>, LiveError> {
         let mut state = self.shared.state.lock().await;
+        self.put_in(&mut state, text, origin).await
+    }
+
+    async fn put_in(
+        &self,
+        state: &mut State,
+        text: &str,
+        origin: Origin,
+    ) -> Result<Arc<Version>, LiveError> {
         if *state.history.newest().text == *text {
             return Ok(state.history.newest().clone());
         }
-        match self.try_put(text, &mut state, origin).await {
+        match self.try_put(text, state, origin).await {
             Ok(version) => {
                 self.announce(&version);
                 Ok(version)
