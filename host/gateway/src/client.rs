@@ -172,7 +172,7 @@ impl Client {
         self.hello.get()
     }
 
-    fn declares(&self, capability: &str) -> bool {
+    pub(crate) fn declares(&self, capability: &str) -> bool {
         let declared = self.hello().and_then(|hello| hello.member("capabilities"));
         declared.is_some_and(|declared| declared.member(capability).is_some())
     }

@@ -186,7 +186,9 @@ impl Gateway {
         let engine = self.router.engine.clone();
         let operations = self.router.exchange.operations.clone();
         let models = Models::new(engine, operations, models, options)?;
-        self.models = Some(Arc::new(models));
+        let models = Arc::new(models);
+        self.router.sampling.by(models.clone());
+        self.models = Some(models);
         Ok(self)
     }
 

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use super::listen::absolute;
 use super::reader::{Issue, Reader};
+use super::targets::Model;
+use super::text;
 use super::units::DurationText;
 use super::value::{self, POSITIVE};
 
@@ -52,6 +54,9 @@ pub struct Completion {
     /// Whether a stream that breaks off is continued by another model, one with `prefill = true`.
     /// Default: false, which ends it with an error the client can see.
     pub continuation: bool,
+    /// The group of models that answers `sampling/createMessage` of servers for clients that cannot sample
+    /// themselves. Servers then spend the models' tokens. Default: none, which refuses them.
+    pub sampling: Option<String>,
 }
 
 impl Default for Completion {
@@ -65,12 +70,14 @@ impl Default for Completion {
             hold_back_tokens: 0,
             hold_back: Duration::ZERO,
             continuation: false,
+            sampling: None,
         }
     }
 }
 
 impl Completion {
-    pub(super) fn read(r: &mut Reader<'_, '_>) -> Self {
+    /// `models` are those the configuration has.
+    pub(super) fn read(r: &mut Reader<'_, '_>, models: &[Model]) -> Self {
         let base = Self::default();
         let path = r
             .read("path", value::text)
@@ -95,6 +102,9 @@ impl Completion {
             continuation: r
                 .read("continuation", value::boolean)
                 .unwrap_or(base.continuation),
+            sampling: r
+                .read("sampling", text::name)
+                .filter(|group| known_group(r, group, models)),
         };
         for (key, limit) in [("answer", answer), ("first_token", first_token)] {
             if limit > deadline {
@@ -107,4 +117,19 @@ impl Completion {
         }
         completion
     }
+}
+
+/// Whether there are models in a group; where not, that is noted.
+fn known_group(r: &mut Reader<'_, '_>, group: &str, models: &[Model]) -> bool {
+    let known = models.iter().map(|model| model.group.as_str());
+    if known.clone().any(|known| known == group) {
+        return true;
+    }
+    let reason = format!("no [[model]] is in a group {group:?}");
+    let remedy = match value::nearest(group, known) {
+        Some(near) => format!("Did you mean {near:?}?"),
+        None => "Name the group of a [[model]].".to_owned(),
+    };
+    r.issue("sampling", Issue::error("unknown group", reason, remedy));
+    false
 }

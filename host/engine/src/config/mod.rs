@@ -304,13 +304,13 @@ impl Config {
         let plugins_lock = r.read("plugins_lock", text::path);
         // A lock that cannot be read as one is not taken for none.
         let is_open = plugins_lock.is_some() || !r.has("plugins_lock");
+        let models = r.entries("model", |r| Model::read(r, &mut targets, &circuit));
         let config = Self {
             plugins: plugins.filter(|_| is_open),
             plugins_lock,
             state: r.read("state", text::folder),
             stock: r.read("stock", value::boolean).unwrap_or(true),
             services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
-            models: r.entries("model", |r| Model::read(r, &mut targets, &circuit)),
             discoveries: r.entries("discovery", |r| Discovery::read(r, &mut sources)),
             strategies: r.entries("strategy", |r| Strategy::read(r, &mut strategies)),
             retry: Retries::read(r),
@@ -322,8 +322,9 @@ impl Config {
             patterns: r.entries("pattern", |r| Pattern::read(r, &mut patterns)),
             cache: r.section("cache", Cache::read),
             completion: r
-                .section("completion", Completion::read)
+                .section("completion", |r| Completion::read(r, &models))
                 .unwrap_or_default(),
+            models,
             admin: r.section("admin", |r| Admin::read(r, listen)),
             events: r.section("events", EventLog::read),
             gateway,

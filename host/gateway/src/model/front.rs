@@ -195,7 +195,7 @@ fn attempt_headers<'a>(
 }
 
 /// Reads a request and decides whom it goes to.
-fn read(
+pub(super) fn read(
     models: &Models,
     endpoint: Endpoint,
     headers: &HeaderMap,

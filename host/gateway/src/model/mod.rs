@@ -7,6 +7,7 @@ pub(crate) mod front;
 mod openai;
 mod relay;
 mod request;
+mod sampling;
 mod spec;
 mod stream;
 
@@ -22,6 +23,7 @@ use error::ModelError;
 pub(crate) use exchange::Model;
 use exchange::{ModelAnswer, ModelExchange};
 use front::Asked;
+pub(crate) use sampling::Sampling;
 pub use spec::{ApiKey, ModelSpec};
 
 use crate::gateway::GatewayError;

@@ -31,6 +31,7 @@ use crate::catalog::{Catalog, Route, Section};
 use crate::client::{Client, LogLevel};
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::{McpAnswer, McpExchange, McpRequest, Upstreams};
+use crate::model::Sampling;
 use crate::telemetry::{Good, error_type};
 use crate::upstream::{META_VERSION, MODERN, Sole, Unasked, Upstream, Wiring};
 
@@ -106,6 +107,8 @@ pub(crate) struct Router {
     /// Clients that share connections and asked for log messages.
     loggers: Mutex<Vec<Weak<Client>>>,
     pub(crate) sole: Arc<Sole>,
+    /// What answers for clients that cannot sample.
+    pub(crate) sampling: Arc<Sampling>,
     /// Set when the gateway shuts down.
     pub(crate) closing: CancellationToken,
     good: Good,
@@ -166,6 +169,7 @@ impl Router {
             surveyed: Mutex::default(),
             changing: Mutex::default(),
             sole: Arc::default(),
+            sampling: Arc::default(),
             closing: CancellationToken::new(),
             good: Good::default(),
         }

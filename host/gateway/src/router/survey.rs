@@ -50,7 +50,14 @@ impl Router {
                 Some(old) if old.spec == spec => old.clone(),
                 there => {
                     let same = there.and_then(|old| old.with_spec(spec.clone()));
-                    let new = || Upstream::new(spec, heard.clone(), self.sole.clone());
+                    let new = || {
+                        Upstream::new(
+                            spec,
+                            heard.clone(),
+                            self.sole.clone(),
+                            self.sampling.clone(),
+                        )
+                    };
                     let made = same.map_or_else(new, Ok);
                     Arc::new(made.map_err(|source| GatewayError::Client {
                         service: name.clone(),

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::MODERN;
 use crate::client::Client;
 use crate::envelope::{Json, Members};
+use crate::model::Sampling;
 
 pub(crate) const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
@@ -32,6 +33,7 @@ pub(super) fn translate(
     modern: bool,
     token: Option<u64>,
     asker: Option<&Client>,
+    sampling: &Sampling,
 ) -> Option<Json> {
     let old = params.and_then(|params| params.member("_meta"));
     if old.is_none() && !modern && token.is_none() {
@@ -48,7 +50,9 @@ pub(super) fn translate(
     let hello = asker.and_then(Client::hello).filter(|_| modern);
     let said = |name: &str| hello.and_then(|hello| hello.member(name));
     let client = said("clientInfo").unwrap_or_else(|| Json::of(&server_info()));
-    let capabilities = said("capabilities").unwrap_or_else(|| empty.clone());
+    let said_again = present.member(META_CAPABILITIES);
+    let capabilities = said_again.clone().or_else(|| said("capabilities"));
+    let capabilities = sampling.added_to(capabilities.unwrap_or_else(|| empty.clone()));
     let level = asker.and_then(|asker| asker.log_level.name()).map(Json::of);
     let token = token.map(|token| Json::of(&token));
     let mut edits: Vec<(&str, Option<&Json>)> = Vec::new();
@@ -57,7 +61,10 @@ pub(super) fn translate(
         if !has(META_CLIENT) {
             edits.push((META_CLIENT, Some(&client)));
         }
-        if !has(META_CAPABILITIES) {
+        if !said_again
+            .as_ref()
+            .is_some_and(|said| *said == capabilities)
+        {
             edits.push((META_CAPABILITIES, Some(&capabilities)));
         }
         if level.is_some() && !has(META_LOG_LEVEL) {
@@ -117,19 +124,25 @@ mod tests {
     #[test]
     fn parameters_that_need_no_change_keep_their_bytes() {
         let params = Json::parse(r#"{ "name" : "x", "arguments":{} }"#).unwrap();
-        assert_eq!(translate(Some(&params), false, None, None).unwrap(), params);
+        assert_eq!(
+            translate(Some(&params), false, None, None, &Sampling::default()).unwrap(),
+            params
+        );
         let vendor = Json::parse(r#"{ "_meta" : {"vendor":1} }"#).unwrap();
-        assert_eq!(translate(Some(&vendor), false, None, None).unwrap(), vendor);
+        assert_eq!(
+            translate(Some(&vendor), false, None, None, &Sampling::default()).unwrap(),
+            vendor
+        );
     }
 
     #[test]
     fn each_era_gets_the_meta_it_knows() {
         let params = Json::parse(r#"{"name":"x"}"#).unwrap();
-        let modern = translate(Some(&params), true, Some(7), None).unwrap();
+        let modern = translate(Some(&params), true, Some(7), None, &Sampling::default()).unwrap();
         let meta = modern.member("_meta").unwrap();
         assert_eq!(meta.text_member(META_VERSION).unwrap(), MODERN);
         assert_eq!(meta.member("progressToken").unwrap().as_bytes(), b"7");
-        let legacy = translate(Some(&modern), false, None, None).unwrap();
+        let legacy = translate(Some(&modern), false, None, None, &Sampling::default()).unwrap();
         assert_eq!(legacy, params);
     }
 }

@@ -32,6 +32,7 @@ use tokio::time::Instant;
 
 use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
+use crate::model::Sampling;
 use crate::telemetry::Good;
 pub use error::{Fault, UpstreamError};
 pub use http::Reread;
@@ -175,10 +176,11 @@ impl Upstream {
         spec: ServiceSpec,
         heard: mpsc::Sender<Heard>,
         sole: Arc<Sole>,
+        sampling: Arc<Sampling>,
     ) -> Result<Self, reqwest::Error> {
         let maker = link::Maker::new(&spec)?;
         let log_level = Arc::new(LogLevel::default());
-        let side = Side::shared(heard, log_level.clone());
+        let side = Side::shared(heard, log_level.clone(), sampling);
         let connections = Connections {
             shared: Arc::new(maker.make(&spec, side, None)),
             maker,
@@ -202,6 +204,11 @@ impl Upstream {
             good: Good::default(),
             spec,
         })
+    }
+
+    /// What answers for clients that cannot sample.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        self.connections.shared.side().sampling()
     }
 
     /// What the clients that share a connection want logged.
@@ -397,12 +404,4 @@ fn initialized(service: &Arc<str>, answer: &Payload) -> Result<(Peer, String), U
         instructions: hello.instructions,
     };
     Ok((peer, version))
-}
-
-/// The parameters of `initialize`, where no client has said them. A connection many share offers no
-/// capability of a client: the questions of a server would have nobody to go to.
-fn initialize_params() -> Json {
-    Json::of(&serde_json::json!({
-        "protocolVersion": LEGACY, "capabilities": {}, "clientInfo": server_info(),
-    }))
 }

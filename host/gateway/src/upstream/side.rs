@@ -4,12 +4,14 @@ use std::sync::{Arc, Weak};
 
 use backstop::mcp::rpc;
 use bytes::Bytes;
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::{Crash, META_SUBSCRIPTION, Wiring};
+use super::{Crash, LEGACY, META_SUBSCRIPTION, Wiring, server_info};
 use crate::client::{Client, LogLevel, ProgressBack};
 use crate::envelope::{self, Json, Members, Payload};
+use crate::model::Sampling;
 
 /// What a server says without being asked.
 #[derive(Debug, Clone)]
@@ -42,15 +44,22 @@ pub(crate) struct Side {
     owner: Option<Weak<Client>>,
     host: mpsc::Sender<Heard>,
     level: Arc<LogLevel>,
+    /// What answers for clients that cannot sample.
+    sampling: Arc<Sampling>,
 }
 
 impl Side {
     /// For every client that has no connection of its own. `level` is what they want logged together.
-    pub(crate) fn shared(host: mpsc::Sender<Heard>, level: Arc<LogLevel>) -> Self {
+    pub(crate) fn shared(
+        host: mpsc::Sender<Heard>,
+        level: Arc<LogLevel>,
+        sampling: Arc<Sampling>,
+    ) -> Self {
         Self {
             owner: None,
             host,
             level,
+            sampling,
         }
     }
 
@@ -73,7 +82,26 @@ impl Side {
 
     /// The words to greet the server with, where the client has said them.
     pub(super) fn hello(&self) -> Option<Json> {
-        self.owner()?.hello().cloned()
+        let hello = self.owner()?.hello()?.clone();
+        let declared = hello.member("capabilities");
+        let declared = self
+            .sampling
+            .added_to(declared.unwrap_or_else(|| Json::of(&json!({}))));
+        Some(hello.with_members(&[("capabilities", Some(&declared))]))
+    }
+
+    /// The words to greet the server with, where no client has said them. A connection many share offers
+    /// no capability of a client: the questions of a server would have nobody to go to.
+    pub(super) fn own_hello(&self) -> Json {
+        let capabilities = self.sampling.added_to(Json::of(&json!({})));
+        let capabilities = ("capabilities", Some(&capabilities));
+        Json::of(&json!({ "protocolVersion": LEGACY, "clientInfo": server_info() }))
+            .with_members(&[capabilities])
+    }
+
+    /// What answers for clients that cannot sample.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        &self.sampling
     }
 
     /// What is to be asked for with `logging/setLevel`.
@@ -155,9 +183,13 @@ impl Side {
         progress: ProgressBack,
     ) -> Payload {
         if method == "ping" {
-            return Payload::Result(Json::of(&serde_json::json!({})));
+            return Payload::Result(Json::of(&json!({})));
         }
-        match self.owner() {
+        let owner = self.owner();
+        if self.sampling.answers(method, owner.as_deref()) {
+            return self.sampling.answer(params.as_ref()).await;
+        }
+        match owner {
             Some(owner) => owner.ask(method, params, call, progress).await,
             None => {
                 let text = format!("no client here has offered to answer {method:?}");

@@ -5,9 +5,11 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use backstop::config::Config;
+use backstop::registry::TargetSpec;
 use backstop::strategy::component::{Runtime, RuntimeOptions};
 use backstop::{Engine, assemble_with};
 use backstop_gateway::model::ModelSpec;
+use backstop_gateway::upstream::ServiceSpec;
 use backstop_gateway::{Gateway, HttpOptions};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -47,6 +49,16 @@ impl Front {
         env: &dyn Fn(&str) -> Option<String>,
         options: HttpOptions,
     ) -> Self {
+        Self::start_beside(config, Vec::new(), env, options).await
+    }
+
+    /// One that has servers as well.
+    pub async fn start_beside(
+        config: &str,
+        services: Vec<ServiceSpec>,
+        env: &dyn Fn(&str) -> Option<String>,
+        options: HttpOptions,
+    ) -> Self {
         let file = std::env::temp_dir().join("backstop.toml");
         let loaded = Config::parse(config, &file, env);
         assert!(!loaded.has_errors(), "{:#?}", loaded.diagnostics);
@@ -63,7 +75,11 @@ impl Front {
         let models = config.models.iter();
         let models = models.map(|model| ModelSpec::from_config(model, env).unwrap());
         let engine = assembled.engine;
-        let gateway = Gateway::new(engine.clone(), assembled.operations, Vec::new())
+        for service in &services {
+            let target = TargetSpec::service(service.name.clone(), service.group.clone());
+            engine.registry().register(target).unwrap();
+        }
+        let gateway = Gateway::new(engine.clone(), assembled.operations, services)
             .unwrap()
             .with_models(models.collect(), config.completion.clone())
             .unwrap();

@@ -4,6 +4,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::print_stderr
 )]
 
@@ -11,8 +12,12 @@ mod anthropic;
 mod front;
 mod outage;
 mod provider;
+mod sampling;
 mod stream;
 mod whole;
+
+#[path = "../support/mod.rs"]
+mod support;
 
 /// Delays of a few milliseconds, so that what takes seconds by default takes none.
 const QUICK: &str = "[retry.default]\ninitial_delay = '5ms'\njitter = 'none'\n\

@@ -197,6 +197,10 @@ fn what_is_said_of_models_must_fit_together() {
             format!("{MODEL}[completion]\nhold_back = '1m'\n"),
             ["completion.hold_back", "30s"],
         ),
+        (
+            format!("{MODEL}[completion]\nsampling = 'defolt'\n"),
+            ["completion.sampling", "[[model]]"],
+        ),
     ] {
         let found = found(text);
         assert!(said.iter().all(|said| found.contains(said)), "{found}");

@@ -64,7 +64,7 @@ impl Http {
         if session.peer.modern {
             let method = "subscriptions/listen";
             let params = self.watches.listen_params(&session.peer)?;
-            let params = meta::translate(Some(&params), true, None, None);
+            let params = meta::translate(Some(&params), true, None, None, self.side.sampling());
             let id = self
                 .next_id
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, Side, UpstreamError, Wiring,
-    discovered, initialize_params, initialized, meta, name_of, watch::Watches,
+    discovered, initialized, meta, name_of, watch::Watches,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 pub(in crate::upstream) use credentials::Credentials;
@@ -204,7 +204,13 @@ impl Http {
             return;
         };
         let (http, method) = (self.clone(), method.to_owned());
-        let params = meta::translate(params, session.peer.modern, None, None);
+        let params = meta::translate(
+            params,
+            session.peer.modern,
+            None,
+            None,
+            self.side.sampling(),
+        );
         let text = envelope::notification_message(&method, params.as_ref());
         runtime.spawn(async move {
             let nothing = Json::of(&());
@@ -306,7 +312,7 @@ impl Http {
             | Err(_) => {}
             Ok(Err(error)) => return Err(Self::unsent(error)),
         }
-        self.initialize(&hello.unwrap_or_else(initialize_params))
+        self.initialize(&hello.unwrap_or_else(|| self.side.own_hello()))
             .await
     }
 
@@ -369,7 +375,13 @@ impl Http {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let modern = session.is_none_or(|session| session.peer.modern);
         let token = wiring.token.is_some().then_some(id);
-        let translated = meta::translate(params, modern, token, wiring.client.as_deref());
+        let translated = meta::translate(
+            params,
+            modern,
+            token,
+            wiring.client.as_deref(),
+            self.side.sampling(),
+        );
         let text = envelope::request_message(id, method, translated.as_ref());
         let mut guard = InFlight {
             http: self,

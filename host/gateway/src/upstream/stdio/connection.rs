@@ -84,7 +84,14 @@ impl Connection {
         let text = envelope::request_message(
             id,
             method,
-            meta::translate(params, modern, token, wiring.client.as_deref()).as_ref(),
+            meta::translate(
+                params,
+                modern,
+                token,
+                wiring.client.as_deref(),
+                self.side.sampling(),
+            )
+            .as_ref(),
         );
         let (answer, mut answered) = oneshot::channel();
         let (progress, mut progressed) = mpsc::channel(PROGRESS_QUEUE);
@@ -229,7 +236,7 @@ impl Connection {
             let Some(peer) = peer else { return };
             let asked = watches.listen_params(&peer).map(|params| {
                 let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-                let params = meta::translate(Some(&params), true, None, None);
+                let params = meta::translate(Some(&params), true, None, None, self.side.sampling());
                 let text = envelope::request_message(id, method, params.as_ref());
                 (id, text)
             });

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Crash, DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, Peer, ServiceSpec, Side, TransportSpec,
-    UpstreamError, Wiring, discovered, initialize_params, initialized, meta, watch::Watches,
+    UpstreamError, Wiring, discovered, initialized, meta, watch::Watches,
 };
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::chain;
@@ -135,7 +135,7 @@ impl Stdio {
     pub(super) fn notify(&self, method: &str, params: Option<&Json>) {
         if let Some(connection) = self.alive() {
             let modern = connection.modern.load(Ordering::Relaxed);
-            let params = meta::translate(params, modern, None, None);
+            let params = meta::translate(params, modern, None, None, self.side.sampling());
             let text = envelope::notification_message(method, params.as_ref());
             let _ = connection.writer.try_send(text);
         }
@@ -291,7 +291,7 @@ impl Stdio {
                 Err(error) => return Err(error),
             }
         }
-        let hello = hello.unwrap_or_else(initialize_params);
+        let hello = hello.unwrap_or_else(|| self.side.own_hello());
         if !starts.initialize_only {
             let connection = self.spawn()?;
             // Until it is handed out, nobody but this function may keep the process alive.
@@ -346,7 +346,7 @@ impl Stdio {
             if peer.as_ref().map(Arc::as_ptr) != now.as_ref().map(Arc::as_ptr) {
                 return;
             }
-            let hello = this.side.hello().unwrap_or_else(initialize_params);
+            let hello = this.side.hello().unwrap_or_else(|| this.side.own_hello());
             let agreed = this.agree(&connection, &hello);
             let service = &this.spec.name;
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, agreed).await {
