@@ -1,6 +1,7 @@
 """An MCP server of the newest revision in one file: `tiny_server.py PORT NAME [TOOL]`.
 
-Its only tool, `who` or as it is told, is read-only, takes a while if asked to, and answers with the server's name.
+Its only tool, `who` or as it is told, is read-only, takes a while if asked to, and answers with the server's name;
+with `about: "meta"` with the `_meta` it was given.
 """
 
 import json
@@ -10,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOOL = {
     "name": "who",
-    "inputSchema": {"type": "object", "properties": {"seconds": {"type": "number"}}},
+    "inputSchema": {
+        "type": "object",
+        "properties": {"seconds": {"type": "number"}, "about": {"type": "string"}},
+    },
     "annotations": {"readOnlyHint": True},
 }
 
@@ -34,8 +38,12 @@ class Handler(BaseHTTPRequestHandler):
             case "tools/list":
                 answer["result"] = {"resultType": "complete", "tools": [TOOL]}
             case "tools/call":
-                time.sleep(request["params"].get("arguments", {}).get("seconds", 0))
-                content = [{"type": "text", "text": self.server.name}]
+                arguments = request["params"].get("arguments", {})
+                time.sleep(arguments.get("seconds", 0))
+                told = self.server.name
+                if arguments.get("about") == "meta":
+                    told = json.dumps(request["params"].get("_meta", {}))
+                content = [{"type": "text", "text": told}]
                 answer["result"] = {"resultType": "complete", "content": content}
             case _:
                 answer["error"] = {"code": -32601, "message": "no such method"}

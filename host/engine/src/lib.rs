@@ -169,6 +169,7 @@ pub mod retry;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 pub mod strategy;
+pub mod trace;
 
 #[cfg(all(feature = "config", feature = "component"))]
 pub use assemble::{Assembled, Terms, assemble, assemble_with};

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 use crate::catalog::{Catalog, Route, Section};
 use crate::envelope::{Json, Payload};
+use crate::otlp;
 use crate::rounds;
 use crate::upstream::{Fault, Upstream, UpstreamError, Wiring};
 
@@ -143,10 +144,11 @@ impl Exchange for McpExchange {
             ));
         };
         let alive = || attempt.progressed();
+        let traced = otlp::handed_on(request.params.as_ref());
         let payload = upstream
             .request(
                 &request.method,
-                request.params.as_ref(),
+                traced.as_ref().or(request.params.as_ref()),
                 &request.wiring,
                 &alive,
             )

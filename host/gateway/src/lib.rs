@@ -17,6 +17,7 @@ mod gateway;
 mod headers;
 pub mod live;
 pub mod model;
+pub mod otlp;
 mod probe;
 mod rounds;
 mod router;

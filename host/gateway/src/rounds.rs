@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::envelope::{Json, Members, Payload};
 use crate::exchange::{McpAnswer, McpRequest};
+use crate::otlp;
 use crate::upstream::{META_CAPABILITIES, Upstream, UpstreamError};
 
 /// Rounds after which a server that keeps asking is left to the client as it is.
@@ -84,8 +85,10 @@ pub(crate) async fn complete(
             ("inputResponses", Some(&given)),
             ("requestState", state.as_ref()),
         ]);
+        let traced = otlp::handed_on(Some(&params));
+        let params = traced.as_ref().unwrap_or(&params);
         let payload = upstream
-            .request(&request.method, Some(&params), &request.wiring, alive)
+            .request(&request.method, Some(params), &request.wiring, alive)
             .await?;
         answer = McpAnswer::new(payload);
     }

@@ -1,9 +1,11 @@
 //! Asking the strategies, and what the guard says to what they propose.
 
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::recover::{Next, Plan, Recovery};
 use super::surroundings::CallSurroundings;
@@ -15,7 +17,14 @@ use crate::failure::Failure;
 use crate::guard::Refusal;
 use crate::registry::{PickRequest, Target};
 use crate::retry::RetryContext;
-use crate::strategy::{Action, ActionKind, AnswerData, Entry, OnFault, Situation, StrategyFault};
+use crate::strategy::{
+    Action, ActionKind, AnswerData, Decision, Entry, OnFault, Situation, StrategyFault,
+};
+use crate::trace;
+
+/// A strategy's answer, on its way.
+type Deciding<'a> =
+    Pin<Box<dyn Future<Output = Result<Option<Decision>, StrategyFault>> + Send + 'a>>;
 
 impl<X: Exchange> Recovery<'_, X> {
     /// Asks the strategies in order until the guard allows what one proposes.
@@ -36,7 +45,15 @@ impl<X: Exchange> Recovery<'_, X> {
                 continue;
             }
             let asked = Instant::now();
-            let decided = timeout_at(self.timing.deadline, strategy.decide(situation)).await;
+            let span = trace::decision(strategy);
+            // The future of a component is deep: its type ends here, or the compiler would give up on the calls of
+            // some embedders.
+            let decided: Deciding<'_> = Box::pin(strategy.decide(situation));
+            let decided = decided.instrument(span.clone());
+            let decided = timeout_at(self.timing.deadline, decided).await;
+            if let Ok(decided) = &decided {
+                trace::decided(&span, decided);
+            }
             // Where the condition says no, nothing else was asked.
             let phase = match &decided {
                 Ok(Ok(None)) => "condition",

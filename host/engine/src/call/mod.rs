@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 pub(crate) use types::as_millis;
 pub use types::{
@@ -33,6 +34,7 @@ use crate::failure::{Failure, Origin};
 use crate::in_force::InForce;
 use crate::kind::Kind;
 use crate::registry::{Permit, PickRequest};
+use crate::trace;
 use hedged::{First, Terms};
 use recover::{Recovery, Setting};
 
@@ -59,6 +61,23 @@ impl Engine {
     pub async fn call<X: Exchange>(
         &self,
         exchange: &X,
+        mut call: Call,
+        request: &X::Request,
+    ) -> Result<Outcome<X::Answer>, Failed<X::Answer, X::Error>> {
+        call.facts.id = CallId(self.shared.ids.fetch_add(1, Ordering::Relaxed));
+        let span = trace::call(&call.facts);
+        if span.is_disabled() {
+            return self.carry_out(exchange, call, request).await;
+        }
+        let carried_out = self.carry_out(exchange, call, request);
+        let result = carried_out.instrument(span.clone()).await;
+        trace::called(&span, &result);
+        result
+    }
+
+    async fn carry_out<X: Exchange>(
+        &self,
+        exchange: &X,
         call: Call,
         request: &X::Request,
     ) -> Result<Outcome<X::Answer>, Failed<X::Answer, X::Error>> {
@@ -73,12 +92,11 @@ impl Engine {
             attempt: call.attempt_timeout.unwrap_or(deadlines.attempt),
             attempt_max: deadlines.attempt_max,
         };
-        let mut facts = call.facts;
+        let facts = call.facts;
         let hedge = call
             .hedge
             .filter(|_| call.pin.is_none() && !call.no_fallback)
             .map(|hedge| (hedge, call.safety));
-        facts.id = CallId(shared.ids.fetch_add(1, Ordering::Relaxed));
         let budget = shared.budget_of(&in_force, &facts.group);
         budget.call_began(started);
 
@@ -178,7 +196,13 @@ impl Engine {
             }
         }
         let attempt = &*attempt;
-        let result = wait(exchange.send(attempt, request), attempt).await;
+        let span = trace::attempt(attempt);
+        let sent = wait(exchange.send(attempt, request), attempt);
+        let result = if span.is_disabled() {
+            sent.await
+        } else {
+            sent.instrument(span.clone()).await
+        };
         let now = Instant::now();
         let took = now.saturating_duration_since(attempt.started);
         let (failure, raw) = match result {
@@ -216,6 +240,7 @@ impl Engine {
                     ill_health: false,
                     ..failure
                 };
+                trace::attempt_failed(&span, &failure);
                 return Tried::Bad {
                     failure,
                     raw: None,
@@ -224,6 +249,7 @@ impl Engine {
             }
             None => (in_force.detector.timed_out(attempt.timeout), None),
         };
+        trace::attempt_failed(&span, &failure);
         // What arose in the host says nothing about the target either.
         if failure.origin == Origin::Remote {
             permit.failed(now, failure.ill_health);

@@ -39,6 +39,7 @@ mod retry;
 pub mod scenario;
 mod strategy;
 mod targets;
+mod telemetry;
 mod text;
 mod units;
 mod value;
@@ -67,6 +68,7 @@ pub use policy::{Budget, Cache, Circuit, Deadline, Health};
 pub use retry::{Jitter, Retries, Retry};
 pub use strategy::{Grants, Isolation, Limits, OnFault, Strategy};
 pub use targets::{Model, ModelApi, Service, Transport};
+pub use telemetry::Telemetry;
 pub use units::{
     ExpandError, Expanded, LONGEST, format_duration, format_size, parse_duration, parse_size,
 };
@@ -139,6 +141,9 @@ pub struct Config {
     /// Events, line by line; written only where the section is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events: Option<EventLog>,
+    /// Spans and metrics for OpenTelemetry; sent only where the section is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<Telemetry>,
 }
 
 impl Default for Config {
@@ -164,6 +169,7 @@ impl Default for Config {
             gateway: Gateway::default(),
             admin: None,
             events: None,
+            telemetry: None,
         }
     }
 }
@@ -304,13 +310,14 @@ impl Config {
         let plugins_lock = r.read("plugins_lock", text::path);
         // A lock that cannot be read as one is not taken for none.
         let is_open = plugins_lock.is_some() || !r.has("plugins_lock");
+        let services = r.entries("service", |r| Service::read(r, &mut targets, &circuit));
         let models = r.entries("model", |r| Model::read(r, &mut targets, &circuit));
         let config = Self {
             plugins: plugins.filter(|_| is_open),
             plugins_lock,
             state: r.read("state", text::folder),
             stock: r.read("stock", value::boolean).unwrap_or(true),
-            services: r.entries("service", |r| Service::read(r, &mut targets, &circuit)),
+            services,
             discoveries: r.entries("discovery", |r| Discovery::read(r, &mut sources)),
             strategies: r.entries("strategy", |r| Strategy::read(r, &mut strategies)),
             retry: Retries::read(r),
@@ -327,6 +334,7 @@ impl Config {
             models,
             admin: r.section("admin", |r| Admin::read(r, listen)),
             events: r.section("events", EventLog::read),
+            telemetry: r.section("telemetry", Telemetry::read),
             gateway,
         };
         if !config.models.is_empty() && !config.has_room_for_models() {

@@ -47,7 +47,11 @@ impl Host {
     ) -> anyhow::Result<Self> {
         let runtime = runtime(&mut diagnostics, path)?;
         let mut builder = Engine::builder();
-        if config.admin.is_some() {
+        let sends_metrics = config
+            .telemetry
+            .as_ref()
+            .is_some_and(|telemetry| telemetry.metrics);
+        if config.admin.is_some() || sends_metrics {
             builder = builder.metrics();
         }
         let assembled = assemble_with(builder, &config, path, &runtime)

@@ -2,13 +2,15 @@
 //! configuration asks for them.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use backstop::Engine;
-use backstop::config::{Admin as AdminConfig, EventLog as LogConfig};
+use backstop::config::{Admin as AdminConfig, Config, EventLog as LogConfig};
 use backstop_gateway::admin::{Admin, Metrics};
 use backstop_gateway::event_log::{Destination, EventLog};
 use backstop_gateway::live::LiveConfig;
+use backstop_gateway::otlp::Otlp;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -21,23 +23,49 @@ pub(super) struct Observing {
     metrics: Option<Metrics>,
     admin: Option<(CancellationToken, JoinHandle<()>)>,
     log: Option<EventLog>,
+    otlp: Option<(Otlp, JoinHandle<()>)>,
+}
+
+/// What sends spans and metrics, where the configuration wants it; whatever else is wrong with that is
+/// reported when it is read for all the rest. Spans are the log's business, which comes before.
+pub(super) fn telemetry(path: &Path) -> anyhow::Result<Option<Otlp>> {
+    let config = Config::load(path).config;
+    let otlp = config.telemetry.as_ref().map(Otlp::new).transpose();
+    otlp.context("telemetry")
 }
 
 /// Starts to note what happens, where the configuration asks for it. To be called before the first call
 /// is made.
-pub(super) fn start(host: &Host) -> anyhow::Result<Observing> {
+pub(super) fn start(host: &Host, otlp: Option<Otlp>) -> anyhow::Result<Observing> {
     let log = match &host.config.events {
         None => None,
         Some(config) => Some(log(host.gateway.engine(), config)?),
     };
-    let metrics = match &host.config.admin {
-        None => None,
-        Some(_) => Some(Metrics::install()?),
+    let metrics = match (&host.config.admin, &otlp) {
+        (None, None) => None,
+        (None, Some(otlp)) => {
+            Metrics::install_only(otlp)?;
+            None
+        }
+        (Some(_), otlp) => Some(Metrics::install_beside(otlp.as_ref())?),
     };
+    let interval = host.config.telemetry.as_ref().map(|config| config.interval);
+    let otlp = otlp.zip(interval).map(|(otlp, interval)| {
+        let engine = host.gateway.engine().clone();
+        // The gauges are read as often as they are sent.
+        let sampling = tokio::spawn(async move {
+            loop {
+                engine.sample_metrics();
+                tokio::time::sleep(interval).await;
+            }
+        });
+        (otlp, sampling)
+    });
     Ok(Observing {
         metrics,
         admin: None,
         log,
+        otlp,
     })
 }
 
@@ -123,6 +151,10 @@ impl Observing {
         }
         if let Some(log) = self.log {
             log.end().await;
+        }
+        if let Some((otlp, sampling)) = self.otlp {
+            sampling.abort();
+            otlp.end().await;
         }
     }
 }

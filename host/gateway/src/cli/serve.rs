@@ -24,7 +24,8 @@ pub(super) enum Front {
 }
 
 pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Result<ExitCode> {
-    terminal::log();
+    let otlp = observe::telemetry(path)?;
+    terminal::log_beside(otlp.as_ref());
     let host = Host::load(path).await?;
     for diagnostic in &host.diagnostics {
         terminal::complain(&diagnostic.to_string());
@@ -44,7 +45,7 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
     if matches!(front, Front::Stdio) {
         host.gateway.expect_one_client();
     }
-    let mut observing = observe::start(&host)?;
+    let mut observing = observe::start(&host, otlp)?;
     let live = host.live(path).await;
     observing.administer(&host, &live).await?;
     let engine = host.gateway.engine();

@@ -2,6 +2,11 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+use backstop_gateway::otlp::Otlp;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
 /// One line to standard output.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
@@ -23,16 +28,25 @@ pub(crate) fn complain(line: &str) {
 /// Sends the log to standard error: `RUST_LOG` says how much, warnings where it says nothing (of
 /// rmcp, which only the demo's servers are made with, errors).
 pub(crate) fn log() {
+    log_beside(None);
+}
+
+/// The same, with spans sent to a collector where there is one.
+pub(crate) fn log_beside(otlp: Option<&Otlp>) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,rmcp=error"));
     let colour = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt::layer()
         .with_ansi(colour)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_filter(filter);
+    let spans = otlp.and_then(Otlp::layer);
     // It fails only where a log is there already, which then serves as well.
-    let _ = subscriber.try_init();
+    let _ = tracing_subscriber::registry()
+        .with(log)
+        .with(spans)
+        .try_init();
 }
 
 /// A number with its noun.

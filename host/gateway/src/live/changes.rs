@@ -79,6 +79,7 @@ impl Changes {
             ("[gateway]", old.gateway != new.gateway),
             ("[admin]", old.admin != new.admin),
             ("[events]", old.events != new.events),
+            ("[telemetry]", old.telemetry != new.telemetry),
         ] {
             if differs {
                 all.push(format!("{section} changed"));
@@ -103,6 +104,7 @@ impl Changes {
             ),
             ("[admin]", old.admin != new.admin),
             ("[events]", old.events != new.events),
+            ("[telemetry]", old.telemetry != new.telemetry),
             (
                 "[[model]]: the first one",
                 !may_have_models && !new.models.is_empty(),

@@ -24,6 +24,7 @@ use super::stream::{Dialect, Pieces, Progress, Sent, without_key};
 use crate::envelope::Json;
 use crate::exchange::{chain, classify_error};
 use crate::gateway::GatewayError;
+use crate::otlp;
 use crate::upstream::http::{self, ERROR_BODY_BYTES};
 use crate::upstream::{Fault, MAX_MESSAGE_BYTES, UpstreamError};
 
@@ -401,6 +402,7 @@ impl Model {
         let mut headers = self.headers(key.as_deref())?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        headers.extend(otlp::header_fields());
         let sent = self
             .client
             .post(below(&self.spec.base_url, path))

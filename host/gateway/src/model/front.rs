@@ -16,12 +16,14 @@ use backstop::config::parse_duration;
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::Models;
 use super::error::ApiError;
 use super::exchange::Body;
 use super::relay::{Answered, Relay};
 use super::request::{Endpoint, ModelRequest};
+use crate::otlp;
 
 const DEADLINE: &str = "x-backstop-deadline";
 const FALLBACK: &str = "x-backstop-fallback";
@@ -133,7 +135,10 @@ async fn answer(front: Front, endpoint: Endpoint, request: Request) -> Response 
         Ok(asked) => asked,
         Err(refused) => return refused.into_response(),
     };
-    match front.models.ask(&asked).await {
+    let operation = asked.request.endpoint.operation();
+    let span = otlp::completion(operation, &asked.request.asked_for, &parts.headers);
+    let answered = front.models.ask(&asked).instrument(span.clone()).await;
+    match answered {
         Ok(outcome) => {
             let (answered, answer) = Answered::of(outcome);
             let mut headers = answer.headers;
@@ -150,6 +155,7 @@ async fn answer(front: Front, endpoint: Endpoint, request: Request) -> Response 
             (headers, body).into_response()
         }
         Err((error, raw)) => {
+            otlp::requested(&span, Some(error.kind().as_str()));
             let attempts = error.trouble.attempts.len();
             let names = error.trouble.attempts.iter();
             let failed = names.map(|record| (&*record.target, &*record.failure.kind));

@@ -26,12 +26,14 @@ use serde_json::json;
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::catalog::{Catalog, Route, Section};
 use crate::client::{Client, LogLevel};
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::{McpAnswer, McpExchange, McpRequest, Upstreams};
 use crate::model::Sampling;
+use crate::otlp;
 use crate::telemetry::{Good, error_type};
 use crate::upstream::{META_VERSION, MODERN, Sole, Unasked, Upstream, Wiring};
 
@@ -198,6 +200,7 @@ impl Router {
             .as_ref()
             .and_then(|meta| meta.text_member(META_VERSION));
         let modern = version.is_some();
+        let span = otlp::request(method, params.as_ref(), meta.as_ref());
         let answered = match version {
             Some(version) if version != MODERN => Err(Refused {
                 code: rpc::UNSUPPORTED_PROTOCOL_VERSION,
@@ -212,12 +215,17 @@ impl Router {
                 data: None,
             }),
             _ if method == "subscriptions/listen" => self.listen(id, params, asker).await,
-            _ => self.dispatch(method, params, meta, asker).await,
+            _ => {
+                self.dispatch(method, params, meta, asker)
+                    .instrument(span.clone())
+                    .await
+            }
         };
         let error = match &answered {
             Ok(answer) => error_type(&answer.payload, answer.is_error()),
             Err(refused) => Some(refused.code.to_string().into()),
         };
+        otlp::requested(&span, error.as_deref());
         self.good.answered(method, error, began.elapsed());
         let payload = match answered {
             Ok(answer) if modern => outcome::typed(answer, method).payload,

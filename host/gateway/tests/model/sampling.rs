@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::io::BufRead as _;
 
-use axum::Json;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::post;
 use backstop_gateway::HttpOptions;
 use backstop_gateway::upstream::{ServiceSpec, TransportSpec};
@@ -88,7 +89,8 @@ fn asker() -> ServiceSpec {
 
 /// A server of the newest era whose tool asks to sample in its result, and says what it was told.
 async fn modern() -> String {
-    async fn answer(Json(message): Json<Value>) -> Json<Value> {
+    async fn answer(body: String) -> impl IntoResponse {
+        let message: Value = serde_json::from_str(&body).unwrap();
         let params = &message["params"];
         let result = match message["method"].as_str().unwrap() {
             "server/discover" => json!({ "supportedVersions": ["2026-07-28"],
@@ -108,7 +110,8 @@ async fn modern() -> String {
             ),
             other => panic!("{other}"),
         };
-        Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+        let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+        ([(CONTENT_TYPE, "application/json")], answer.to_string())
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/mcp", listener.local_addr().unwrap());
@@ -171,9 +174,9 @@ const ON: &str = "sampling = 'chat'";
 async fn a_server_of_the_older_era_is_answered_by_the_models_with_fallback() {
     let scene = scene(vec![asker()], ON).await;
     scene.primary.always(Act::Status(
-        401,
+        503,
         &[],
-        json!({ "error": { "message": "no" } }),
+        json!({ "error": { "message": "down" } }),
     ));
     for capabilities in [json!({}), json!({ "roots": {} })] {
         let mut wire = scene.client(capabilities.clone()).await;
