@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The period of the clock that interrupts strategies.
-pub(super) const TICK: Duration = Duration::from_millis(10);
+/// The period of the clock that interrupts strategies: as long as this one may hold a thread of the host,
+/// however many calls wait for it. Half of it as long, a slow strategy on a busy machine would wait for its turn
+/// twice as often.
+pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// What one strategy may use. Every field has a default; sizes are in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +21,7 @@ pub(super) const TICK: Duration = Duration::from_millis(10);
 #[non_exhaustive]
 pub struct Limits {
     /// Milliseconds one decision may take: `condition` and `action` together, and where no instance
-    /// is ready the making of one as well. Counted in ticks of 10 ms, so it ends at most two of them
+    /// is ready the making of one as well. Counted in ticks of 5 ms, so it ends at most two of them
     /// later. Range: 10 to 60 000. Default: 50.
     pub decision_deadline_ms: u64,
     /// Milliseconds `metadata` may take, and milliseconds an instance may take to become ready:
