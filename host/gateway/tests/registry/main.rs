@@ -9,6 +9,7 @@
 
 mod server;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -302,6 +303,25 @@ async fn a_registry_that_wants_to_know_who_we_are_is_told_as_docker_would() {
     let config = json!({ "auths": { (bench.registry.host()): { "auth": "bWU6c2VzYW1l" } } });
     std::fs::write(bench.path(".docker/config.json"), config.to_string()).unwrap();
     bench.good(&["pull", &reference, "--to", "out"]).await;
+
+    // Where it leaves that to a helper.
+    let config = json!({ "credsStore": "backstop-test" });
+    std::fs::write(bench.path(".docker/config.json"), config.to_string()).unwrap();
+    let helper = bench.path("docker-credential-backstop-test");
+    let says = r#"{"Username":"me","Secret":"sesame"}"#;
+    std::fs::write(
+        &helper,
+        format!("#!/bin/sh\ncat >/dev/null\necho '{says}'\n"),
+    )
+    .unwrap();
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", bench.path("").display());
+    let pull = ["pull", &reference, "--to", "out-2"];
+    let output = bench.run(&pull, &[("PATH", &path)]).await;
+    assert!(output.status.success(), "{output:?}");
+    let output = bench.run(&pull, &[("PATH", "/usr/bin:/bin")]).await;
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("credential helper"), "{text}");
 
     std::fs::write(bench.path(".docker/config.json"), "{ bWU6c2VzYW1l").unwrap();
     let text = bench.bad(&["pull", &reference, "--to", "out"]).await;

@@ -10,13 +10,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use backstop::strategy::component::Digest;
-use base64::Engine as _;
 use clap::Args;
+use docker_credential::{CredentialRetrievalError as Lacking, DockerCredential};
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Reference, RegistryOperation};
-use serde_json::Value;
 
 /// The media type of the configuration.
 pub(super) const CONFIG: &str = "application/vnd.wasm.config.v0+json";
@@ -53,7 +52,9 @@ impl Artifact {
     /// Reaches the registry, and shows it who we are if it wants to know.
     pub(super) async fn reach(&self, operation: RegistryOperation) -> anyhow::Result<Registry> {
         let registry = self.reference.resolve_registry();
-        let auth = credentials(registry)?;
+        let name = registry.to_owned();
+        // A helper is a program, which may take its time.
+        let auth = tokio::task::spawn_blocking(move || credentials(&name)).await??;
         let protocol = if self.plain_http {
             ClientProtocol::Http
         } else {
@@ -168,28 +169,25 @@ fn docker_config() -> Option<PathBuf> {
     Some(folder.join("config.json"))
 }
 
-/// The credentials of a registry in Docker's configuration. One that leaves them to a helper has none
-/// there.
+/// The credentials of a registry by Docker's configuration, asked of a helper where it names one.
 fn stored(text: &[u8], registry: &str) -> anyhow::Result<RegistryAuth> {
-    // What it may hold is a secret, so nothing of it goes into a message.
-    let config: Value =
-        serde_json::from_slice(text).map_err(|_| anyhow::anyhow!("it is no JSON"))?;
-    let auths = &config["auths"];
     // As Docker itself writes its own registry.
-    let alias = (registry == "index.docker.io" || registry == "docker.io")
-        .then_some("https://index.docker.io/v1/");
-    let names = [Some(registry), alias];
-    let mut entries = names.into_iter().flatten().map(|name| &auths[name]["auth"]);
-    let Some(encoded) = entries.find_map(Value::as_str).filter(|it| !it.is_empty()) else {
-        return Ok(RegistryAuth::Anonymous);
+    let registry = match registry {
+        "index.docker.io" | "docker.io" => "https://index.docker.io/v1/",
+        other => other,
     };
-    let decoded = base64::engine::general_purpose::STANDARD
-        .decode(encoded)
-        .ok();
-    let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-    let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
-    let (user, password) = pair.with_context(|| format!("its entry for {registry} is damaged"))?;
-    Ok(RegistryAuth::Basic(user.into(), password.into()))
+    match docker_credential::get_credential_from_reader(text, registry) {
+        Ok(DockerCredential::UsernamePassword(user, password)) => {
+            Ok(RegistryAuth::Basic(user, password))
+        }
+        Ok(DockerCredential::IdentityToken(token)) => Ok(RegistryAuth::Bearer(token)),
+        Err(Lacking::NoCredentialConfigured) => Ok(RegistryAuth::Anonymous),
+        // What helpers say of a registry they do not know.
+        Err(Lacking::HelperFailure { stdout, .. }) if stdout.contains("credentials not found") => {
+            Ok(RegistryAuth::Anonymous)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -198,15 +196,21 @@ mod tests {
 
     #[test]
     fn credentials_are_found_as_docker_writes_them_and_a_damaged_file_is_not_taken_for_none() {
-        let text = br#"{"auths": {"ghcr.io": {"auth": "bWU6c2VjOnJldA=="}, "https://index.docker.io/v1/": {"auth": "YTpi"}, "helper.io": {}, "bad.io": {"auth": "%"}}}"#;
+        let text = br#"{"auths": {"ghcr.io": {"auth": "bWU6c2VjOnJldA=="}, "https://index.docker.io/v1/": {"auth": "YTpi"}, "bad.io": {"auth": "%"}}}"#;
         let basic = |user: &str, password: &str| RegistryAuth::Basic(user.into(), password.into());
         assert_eq!(stored(text, "ghcr.io").unwrap(), basic("me", "sec:ret"));
         assert_eq!(stored(text, "index.docker.io").unwrap(), basic("a", "b"));
-        for registry in ["helper.io", "other.io"] {
-            assert_eq!(stored(text, registry).unwrap(), RegistryAuth::Anonymous);
-        }
+        assert_eq!(stored(text, "other.io").unwrap(), RegistryAuth::Anonymous);
         let error = stored(text, "bad.io").unwrap_err().to_string();
-        assert_eq!(error, "its entry for bad.io is damaged");
+        assert_eq!(error, "Unable to decode credential");
         assert!(stored(b"{ secret", "ghcr.io").is_err());
+    }
+
+    #[test]
+    fn a_helper_that_cannot_be_asked_is_an_error() {
+        let text = br#"{"credHelpers": {"team.io": "backstop-has-no-such-helper"}}"#;
+        let error = stored(text, "team.io").unwrap_err().to_string();
+        assert!(error.contains("credential helper"), "{error}");
+        assert_eq!(stored(text, "other.io").unwrap(), RegistryAuth::Anonymous);
     }
 }
