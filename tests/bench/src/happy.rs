@@ -1,0 +1,162 @@
+//! The happy path: what stands between a caller and a target that answers at once.
+
+use std::convert::Infallible;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use backstop::registry::TargetSpec;
+use backstop::{Call, Engine};
+use tokio::runtime::Runtime;
+
+use crate::measure::{self, Contender, Sample, paired};
+#[cfg(feature = "peers")]
+use crate::peers;
+
+/// Requests a target is sent at once, in both: never reached here.
+pub const AT_ONCE: u32 = 10_000;
+
+/// An engine with all of it: detection, deadline, budget, circuit, health, bulkhead, metrics; a primary and
+/// a backup, as in the README.
+pub fn engine() -> Engine {
+    let at_once = NonZeroU32::new(AT_ONCE).unwrap_or(NonZeroU32::MIN);
+    let engine = Engine::builder().metrics().build().expect("an engine");
+    for (name, priority) in [("search-eu", 10), ("search-us", 0)] {
+        let target = TargetSpec::service(name, "search")
+            .priority(priority)
+            .concurrency(at_once, 0);
+        engine.registry().register(target).expect("a target");
+    }
+    engine
+}
+
+pub fn call() -> Call {
+    Call::new("search", "search_documents").deadline(Duration::from_secs(10))
+}
+
+pub async fn execute(engine: &Engine, call: &Call) -> u64 {
+    let outcome = engine.execute(call.clone(), |_| {
+        std::future::ready(Ok::<u64, Infallible>(1))
+    });
+    outcome.await.map_or(0, |outcome| outcome.answer)
+}
+
+/// A loop of awaited operations on a runtime of its own thread.
+pub fn awaited<'a, F>(
+    name: &'static str,
+    runtime: &'a Runtime,
+    work: impl Fn() -> F + 'a,
+) -> Contender<'a>
+where
+    F: Future<Output: Sized>,
+{
+    Contender::new(name, move |times| {
+        runtime.block_on(async {
+            let began = Instant::now();
+            for _ in 0..times {
+                std::hint::black_box(work().await);
+            }
+            began.elapsed()
+        })
+    })
+}
+
+async fn bare() -> u64 {
+    std::hint::black_box(1)
+}
+
+pub struct Happy {
+    pub one: Vec<Sample>,
+    /// Allocations of one call, by contender.
+    pub allocations: Vec<(&'static str, f64)>,
+    /// With two threads on one shared host.
+    pub two: Vec<Sample>,
+}
+
+pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy {
+    let engine = engine();
+    let call = call();
+    let mut contenders = vec![awaited("backstop", runtime, || execute(&engine, &call))];
+    #[cfg(feature = "peers")]
+    contenders.extend(peers::healthy(runtime));
+    contenders.push(awaited("bare call", runtime, bare));
+    let one = paired(contenders, rounds, &mut upkeep);
+
+    let ours = allocations_of(runtime, || execute(&engine, &call));
+    #[cfg_attr(not(feature = "peers"), allow(unused_mut))]
+    let mut allocations = vec![("backstop", ours)];
+    #[cfg(feature = "peers")]
+    allocations.push((peers::STACK, peers::allocations(runtime)));
+
+    let shared = || {
+        let engine = engine.clone();
+        // Of its own: a caller's texts are not what the host shares.
+        let call = self::call();
+        async move {
+            for _ in 0..SHARED {
+                std::hint::black_box(execute(&engine, &call).await);
+            }
+        }
+    };
+    let mut two = vec![("backstop", Vec::new())];
+    #[cfg(feature = "peers")]
+    two.push((peers::STACK, Vec::new()));
+    for _ in 0..rounds / 10 {
+        two[0].1.push(on_two_threads(shared));
+        #[cfg(feature = "peers")]
+        two[1].1.push(peers::on_two_threads());
+        upkeep();
+    }
+    let two = two
+        .into_iter()
+        .map(|(name, values)| Sample::new(name, values));
+    Happy {
+        one,
+        allocations,
+        two: two.collect(),
+    }
+}
+
+pub fn allocations_of<F: Future>(runtime: &Runtime, work: impl Fn() -> F) -> f64 {
+    runtime.block_on(async {
+        // What only the first calls make.
+        for _ in 0..100 {
+            std::hint::black_box(work().await);
+        }
+        let before = measure::allocations();
+        for _ in 0..1000 {
+            std::hint::black_box(work().await);
+        }
+        (measure::allocations() - before) as f64 / 1000.0
+    })
+}
+
+/// Calls one of two threads makes in a round.
+pub const SHARED: u64 = 5_000;
+
+/// Nanoseconds of wall clock for each call when two threads make them at the same time: half of what one
+/// thread takes, if nothing is in the other's way.
+pub fn on_two_threads<F: Future<Output = ()> + Send>(work: impl Fn() -> F + Sync) -> f64 {
+    let barrier = Arc::new(Barrier::new(2));
+    let took = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let (barrier, work) = (barrier.clone(), &work);
+                scope.spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_time()
+                        .build()
+                        .expect("a runtime");
+                    let work = work();
+                    barrier.wait();
+                    let began = Instant::now();
+                    runtime.block_on(work);
+                    began.elapsed()
+                })
+            })
+            .collect();
+        let times = threads.into_iter().filter_map(|thread| thread.join().ok());
+        times.max().unwrap_or_default()
+    });
+    took.as_nanos() as f64 / (2 * SHARED) as f64
+}
