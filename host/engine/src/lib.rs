@@ -50,7 +50,7 @@
 //! # }
 //! ```
 //!
-//! # Three ways to use it
+//! # Four ways to use it
 //!
 //! **Any asynchronous operation**: [`Engine::execute`] runs a closure with the target to ask, and
 //! classifies its errors by their type's name and their message. Unless the call says that the
@@ -109,6 +109,9 @@
 //! **MCP with rmcp**: `rmcp::FallbackClient`, with the feature `rmcp`, puts fallback behind the
 //! `call_tool` a client makes already. `examples/embed_rmcp.rs` is a whole client.
 //!
+//! **HTTP with tower**: `tower::FallbackLayer`, with the feature `tower`, is one more layer in the stack of
+//! an HTTP client. `examples/http_tower.rs` is one around `reqwest`.
+//!
 //! # What comes back
 //!
 //! An [`Outcome`] has the answer, the target that gave it, and, where the call did not go well at once,
@@ -127,6 +130,7 @@
 //! | `stock` | yes | the six stock strategies, prebuilt; turns `component` on |
 //! | `discovery` | yes | targets from DNS and from watched files; turns `config` on |
 //! | `rmcp` | no | `rmcp::FallbackClient`; turns `http` and `mcp` on |
+//! | `tower` | no | `tower::FallbackLayer` |
 //! | `experimental-contract` | no | the next version of the strategy contract, while it is tried; turns `component` on |
 // Once, in the compile cache, where the compiler asks us for what it cannot check.
 #![deny(unsafe_code)]
@@ -170,6 +174,8 @@ pub mod retry;
 pub mod rmcp;
 pub mod strategy;
 pub mod trace;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 #[cfg(all(feature = "config", feature = "component"))]
 pub use assemble::{Assembled, Terms, assemble, assemble_with};

@@ -56,3 +56,10 @@ fn the_execute_example_gets_its_answer_from_the_service_that_is_up() {
     assert!(printed.starts_with("42 from backup\nafter "), "{printed}");
     assert!(!printed.contains("after 0 refused"), "{printed}");
 }
+
+#[test]
+fn the_tower_example_gets_its_answer_from_the_service_that_is_up() {
+    let printed = run("http_tower");
+    assert!(printed.starts_with("42 from backup after "), "{printed}");
+    assert!(!printed.contains("after 1 attempts"), "{printed}");
+}

@@ -20,6 +20,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
+#[cfg(feature = "tower")]
+pub(crate) use execute::chain;
 pub(crate) use types::as_millis;
 pub use types::{
     Attempt, AttemptKind, AttemptRecord, Call, CallError, CallFacts, CallId, Degraded, Ending,
