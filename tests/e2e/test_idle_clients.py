@@ -109,6 +109,13 @@ async def listening(stack, url):
     assert (await http.answered())[0] == 200
 
 
+async def that_can_be_asked(stack, url):
+    """It has a session of its own at the server."""
+    http, session_id = await session(stack, url, {"elicitation": {}})
+    _, answer = await http.ask(call("get-sum", {"a": 1, "b": 1}), **session_id)
+    assert "result" in answer, answer
+
+
 async def of_the_newest_era(stack, url):
     """There are no sessions any more, but streams that stay open."""
     http = Http(url)
@@ -122,7 +129,7 @@ async def of_the_newest_era(stack, url):
     assert (await http.answered())[0] == 200
 
 
-@pytest.mark.parametrize("idle", [listening, of_the_newest_era])
+@pytest.mark.parametrize("idle", [listening, that_can_be_asked, of_the_newest_era])
 def test_a_thousand_idle_clients_cost_less_than_100_mib(idle, everything, write_config):
     config = write_config(service("only", group="only", url=everything.url, trusted=True))
 

@@ -152,7 +152,7 @@ class World:
             ("convert_time", there),
             ("convert_time", {**there, "source_timezone": "Nowhere/Land"}),
         ]
-        revisions = ["2026-07-28"]
+        revisions = ["2025-11-25", "2026-07-28"]
         return Server(str(TIME), ["--local-timezone", "UTC"], {}, calls, revisions)
 
     def _git_server(self):
@@ -174,5 +174,5 @@ class World:
             ("git_log", {"repo_path": self.kept}),
         ]
         command = Path(sys.executable).with_name("mcp-server-git")
-        revisions = ["2026-07-28"]
+        revisions = ["2025-11-25", "2026-07-28"]
         return Server(str(command), ["--repository", self.work], ALWAYS_THE_SAME, calls, revisions)

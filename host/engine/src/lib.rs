@@ -173,9 +173,9 @@ pub mod retry;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 pub mod strategy;
-pub mod trace;
 #[cfg(feature = "tower")]
 pub mod tower;
+pub mod trace;
 
 #[cfg(all(feature = "config", feature = "component"))]
 pub use assemble::{Assembled, Terms, assemble, assemble_with};

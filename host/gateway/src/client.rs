@@ -185,13 +185,13 @@ impl Client {
         })
     }
 
-    /// Its own connection to a server, made by `make` where there is none yet. `beside` is the shared
-    /// connection to that server.
+    /// Its own connection to a server, made by `make` where there is none yet; that is given the one whose
+    /// place it takes. `beside` is the shared connection to that server.
     pub(crate) fn lane(
         &self,
         service: &Arc<str>,
         beside: &Arc<Link>,
-        make: impl FnOnce() -> Option<Arc<Link>>,
+        make: impl FnOnce(Option<&Link>) -> Option<Arc<Link>>,
     ) -> Option<Arc<Link>> {
         let mut lanes = lock(&self.lanes);
         if let Some(lane) = lanes.get(service)
@@ -199,7 +199,7 @@ impl Client {
         {
             return Some(lane.link.clone());
         }
-        let link = make()?;
+        let link = make(lanes.get(service).map(|lane| &*lane.link))?;
         let lane = Lane {
             beside: Arc::downgrade(beside),
             link: link.clone(),

@@ -39,6 +39,11 @@ impl Json {
         Self(whole.slice_ref(part.get().as_bytes()))
     }
 
+    /// The same without what it was a part of.
+    pub(crate) fn alone(&self) -> Json {
+        Self(Bytes::copy_from_slice(&self.0))
+    }
+
     /// The value's text.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

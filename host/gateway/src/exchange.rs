@@ -10,7 +10,7 @@ use backstop::call::{Attempt, Degraded, RepeatSafety};
 use backstop::detect::{Detector, Signal, TransportFault};
 use backstop::mcp::rpc;
 use backstop::operation::OperationRules;
-use backstop::{Exchange, Failure, Retained, Unsuited};
+use backstop::{Exchange, Failure, Kind, Retained, Unsuited};
 use bytes::Bytes;
 use serde::Deserialize;
 
@@ -18,7 +18,7 @@ use crate::catalog::{Catalog, Route, Section};
 use crate::envelope::{Json, Payload};
 use crate::otlp;
 use crate::rounds;
-use crate::upstream::{Fault, Upstream, UpstreamError, Wiring};
+use crate::upstream::{Fault, Upstream, UpstreamError, Wiring, plain};
 
 /// What `_meta` of an answer made of data says.
 pub(crate) const DEGRADED: &str = "backstop/degraded";
@@ -114,6 +114,27 @@ pub(crate) struct McpExchange {
     pub(crate) operations: Arc<ArcSwap<OperationRules>>,
 }
 
+impl McpExchange {
+    /// What is offered to the client whose request it is.
+    fn catalog_of<'a>(&'a self, request: &'a McpRequest) -> &'a Arc<Catalog> {
+        let client = request.wiring.client.as_ref();
+        client.map_or(&self.catalog, |client| client.catalog(&self.catalog))
+    }
+
+    /// The request with the header fields that the tool wants, where its client has not sent them and
+    /// there are any.
+    fn with_fields(&self, group: &str, request: &McpRequest) -> Option<McpRequest> {
+        if &*request.method != "tools/call" || request.wiring.headers.is_some() {
+            return None;
+        }
+        let params = request.params.as_ref()?;
+        let headers = self.catalog_of(request).fields(group, params)?;
+        let mut request = request.clone();
+        request.wiring.headers = Some(headers);
+        Some(request)
+    }
+}
+
 #[derive(Deserialize)]
 struct RpcError<'a> {
     code: i64,
@@ -145,6 +166,8 @@ impl Exchange for McpExchange {
         };
         let alive = || attempt.progressed();
         let traced = otlp::handed_on(request.params.as_ref());
+        let with_fields = self.with_fields(&attempt.target.spec.group, request);
+        let request = with_fields.as_ref().unwrap_or(request);
         let payload = upstream
             .request(
                 &request.method,
@@ -157,11 +180,18 @@ impl Exchange for McpExchange {
         if &*request.method == "tools/call"
             && let Some(rpc::METHOD_NOT_FOUND | rpc::HEADER_MISMATCH) = payload.error_code()
         {
-            let client = request.wiring.client.as_ref();
-            let catalog = client.map_or(&self.catalog, |client| client.catalog(&self.catalog));
-            catalog.doubt_tools(name);
+            self.catalog_of(request).doubt_tools(name);
         }
-        rounds::complete(&upstream, request, McpAnswer::new(payload), &alive).await
+        let answer = McpAnswer::new(payload);
+        let mut answer = rounds::complete(&upstream, request, answer, &alive).await?;
+        let client = request.wiring.client.as_ref();
+        if let Payload::Result(result) = &answer.payload
+            && client.is_some_and(|client| client.hello().is_some())
+            && upstream.known_peer(client).is_some_and(|peer| peer.modern)
+        {
+            answer.payload = Payload::Result(plain(result.clone()));
+        }
+        Ok(answer)
     }
 
     fn classify(
@@ -262,9 +292,13 @@ impl Exchange for McpExchange {
             .params
             .clone()
             .unwrap_or_else(|| Json::of(&serde_json::json!({})));
+        let mut wiring = request.wiring.clone();
+        // They belong to the tool that was asked for.
+        wiring.headers = None;
         Ok(McpRequest {
+            method: request.method.clone(),
             params: Some(params.with_members(&edits)),
-            ..request.clone()
+            wiring,
         })
     }
 
@@ -360,6 +394,23 @@ pub(crate) fn classify_error(error: &UpstreamError, detector: &Detector) -> Fail
                 now: SystemTime::now(),
                 session: false,
             })
+        }
+        // Nothing was done, whatever the server meant by it.
+        UpstreamError::NotGreeted { cause, .. } => {
+            let mut failure = classify_error(cause, detector);
+            failure.ambiguous = false;
+            failure
+        }
+        UpstreamError::SignIn { status, .. } => {
+            let mut failure = Failure::new(Kind::UNAUTHORIZED, error.to_string());
+            failure.http_status = Some(*status);
+            failure
+        }
+        // What the server knew us by does not hold any more, as with a session.
+        UpstreamError::CredentialsRenewed { status, .. } => {
+            let mut failure = Failure::new(Kind::SESSION_EXPIRED, error.to_string());
+            failure.http_status = Some(*status);
+            failure
         }
         UpstreamError::SessionExpired { .. } => detector.detect(Signal::Http {
             status: 404,

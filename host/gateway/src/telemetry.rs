@@ -97,7 +97,11 @@ impl Good {
     ) {
         let error = match outcome {
             Ok(payload) => error_type(payload, false),
-            Err(UpstreamError::Http { .. }) => Some(SharedString::const_str("http")),
+            Err(
+                UpstreamError::Http { .. }
+                | UpstreamError::CredentialsRenewed { .. }
+                | UpstreamError::SignIn { .. },
+            ) => Some(SharedString::const_str("http")),
             Err(UpstreamError::SessionExpired { .. }) => {
                 Some(SharedString::const_str("session_expired"))
             }

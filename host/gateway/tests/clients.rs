@@ -14,6 +14,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use backstop::registry::TargetSpec;
+use backstop_gateway::upstream::TransportSpec;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use support::{Wire, child, gateway, http, serve_http};
@@ -312,6 +314,63 @@ async fn one_client_ends_its_watching_and_another_goes_on_being_told() {
     tokio::time::timeout(Duration::from_secs(20), ended)
         .await
         .expect("the server is not told that nobody watches any more");
+    gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn what_is_watched_stays_so_where_its_server_is_reached_in_another_way() {
+    let gateway = gateway(vec![child("c")]);
+    let mut sharing = client(&gateway, json!({})).await;
+    let mut owning = client(&gateway, json!({ "roots": {} })).await;
+    for wire in [&mut sharing, &mut owning] {
+        let watch = request("s", "resources/subscribe", json!({ "uri": URI }));
+        assert_eq!(wire.ask(&watch).await["result"], json!({}));
+    }
+    let mut elsewhere = child("c");
+    if let TransportSpec::Stdio { env, .. } = &mut elsewhere.transport {
+        env.insert("ANOTHER".into(), "process".into());
+    }
+    let target = TargetSpec::service("c", "g");
+    gateway
+        .replace(vec![target], vec![elsewhere], Vec::new())
+        .unwrap();
+    for wire in [&mut sharing, &mut owning] {
+        let asked_anew = async {
+            loop {
+                // News of the lists may come between.
+                let answer = wire.ask(&call("n", "counts")).await;
+                if answer["id"] == "n" && said(&answer) == "1 0 0" {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), asked_anew)
+            .await
+            .expect("the new process is not asked");
+        wire.send(&call("t", "touch")).await;
+        let mut told = wire.json().await;
+        while told["method"] != "notifications/resources/updated" {
+            told = wire.json().await;
+        }
+        wire.ask(&request(
+            "u",
+            "resources/unsubscribe",
+            json!({ "uri": URI }),
+        ))
+        .await;
+        let ended = async {
+            loop {
+                wire.send(&call("n", "counts")).await;
+                let answer = wire.json().await;
+                if answer["id"] == "n" && said(&answer) == "1 1 0" {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended)
+            .await
+            .expect("the new process is not told that nobody watches any more");
+    }
     gateway.shut_down().await;
 }
 

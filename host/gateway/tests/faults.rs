@@ -134,8 +134,7 @@ impl Strategy for Recover {
         StrategyInfo::new("recover", "service")
     }
     fn condition(&self, situation: &Situation) -> bool {
-        // What one server garbles another may say clearly.
-        situation.failure.retryable || situation.failure.kind == Kind::PROTOCOL_ERROR
+        situation.failure.retryable
     }
     fn action(&self, situation: &Situation) -> Decision {
         let failure = &situation.failure;

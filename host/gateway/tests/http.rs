@@ -214,6 +214,95 @@ async fn a_forgotten_session_is_made_anew_once_and_the_call_repeated_by_the_engi
     gateway.shut_down().await;
 }
 
+/// A server of the era with sessions that lets its streams end early. `calls` counts what it was asked
+/// to do, `events` has the ids it was asked to go on behind.
+#[derive(Clone, Default)]
+struct Polled {
+    calls: Arc<AtomicU32>,
+    events: Arc<Mutex<Vec<String>>>,
+}
+
+async fn polled(State(state): State<Polled>, body: String) -> Response {
+    let message: Value = serde_json::from_str(&body).unwrap();
+    let result = match message["method"].as_str().unwrap() {
+        "initialize" => {
+            json!({ "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
+                "serverInfo": { "name": "polled", "version": "1" } })
+        }
+        "tools/list" => json!({ "tools": [{ "name": "poll", "inputSchema": {} }] }),
+        "tools/call" => {
+            state.calls.fetch_add(1, Ordering::SeqCst);
+            let kind = message["params"]["arguments"]["kind"].as_str().unwrap();
+            let beginning = format!("id: {kind}-{}\nretry: 30\ndata:\n\n", message["id"]);
+            return ([("content-type", "text/event-stream")], beginning).into_response();
+        }
+        _ => return StatusCode::ACCEPTED.into_response(),
+    };
+    let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+    ([("content-type", "application/json")], answer.to_string()).into_response()
+}
+
+async fn taken_up(State(state): State<Polled>, headers: HeaderMap) -> Response {
+    let Some(last) = headers.get("last-event-id") else {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    };
+    let last = last.to_str().unwrap().to_owned();
+    state.events.lock().unwrap().push(last.clone());
+    let (kind, place) = last.split_once('-').unwrap();
+    let events = match kind {
+        "well" => format!("id: nearly-{place}\ndata: {{\"jsonrpc\": \"2.0\", cut o"),
+        "nearly" => unreachable!("what is cut off does not count"),
+        "again" => format!("id: soon-{place}\ndata:\n\n"),
+        "soon" => format!(
+            "data: {{\"jsonrpc\":\"2.0\",\"id\":{place},\"result\":{{\"content\":[]}}}}\n\n"
+        ),
+        "never" => ": still nothing\n\n".to_owned(),
+        _ => return StatusCode::NOT_FOUND.into_response(),
+    };
+    ([("content-type", "text/event-stream")], events).into_response()
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_early_is_taken_up_where_it_ended_and_nothing_asked_twice() {
+    let state = Polled::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let app = axum::Router::new()
+        .route("/", axum::routing::post(polled).get(taken_up))
+        .with_state(state.clone());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let gateway = gateway(vec![http("polled", &url)]);
+    let mut wire = Wire::to(&gateway);
+    let mut call = async |kind: &str| {
+        let call = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call",
+            "params": { "name": "poll", "arguments": { "kind": kind } } });
+        let began = std::time::Instant::now();
+        let answer = wire.ask(&call.to_string()).await;
+        let events = std::mem::take(&mut *state.events.lock().unwrap());
+        assert_eq!(state.calls.swap(0, Ordering::SeqCst), 1, "{kind}");
+        let kinds: Vec<_> = events
+            .iter()
+            .map(|id| id.split('-').next().unwrap().to_owned())
+            .collect();
+        // The server has said how long it wants to be left alone.
+        assert!(began.elapsed() >= Duration::from_millis(30) * u32::try_from(kinds.len()).unwrap());
+        (answer, kinds)
+    };
+    let (answer, events) = call("again").await;
+    assert_eq!(answer["result"], json!({ "content": [] }), "{answer}");
+    assert_eq!(events, ["again", "soon"]);
+
+    // What may not be repeated has failed where the stream cannot be taken up, or brings nothing.
+    for (kind, asked) in [("gone", 1), ("never", 4), ("well", 4)] {
+        let (answer, events) = call(kind).await;
+        assert_eq!(answer["error"]["code"], -31002, "{answer}");
+        let cause = &answer["error"]["data"]["cause"];
+        assert_eq!(cause["kind"], "StreamInterrupted", "{answer}");
+        assert_eq!(events, vec![kind; asked], "{kind}");
+    }
+    gateway.shut_down().await;
+}
+
 async fn post(url: &str, headers: &[(&str, &str)], body: Value) -> reqwest::Response {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut request = client.post(url).header("content-type", "application/json");
@@ -427,6 +516,7 @@ async fn a_token_that_was_exchanged_is_read_again_once_for_all_who_are_refused()
     spec.transport = TransportSpec::Http {
         url: url.parse().unwrap(),
         headers: known("first"),
+        oauth: None,
         reread: Some(Reread::new("the file", move || {
             counted.fetch_add(1, Ordering::SeqCst);
             let token = *held.lock().unwrap();
@@ -450,7 +540,10 @@ async fn a_token_that_was_exchanged_is_read_again_once_for_all_who_are_refused()
     *file.lock().unwrap() = "second";
     let answers = futures_util::future::join_all((0..20).map(|_| call())).await;
     for answer in answers {
-        assert_eq!(answer["result"], json!({ "content": [] }), "{answer}");
+        let result = &answer["result"];
+        assert_eq!(result["content"], json!([]), "{answer}");
+        // What was sent twice is told, and was paid for.
+        assert_eq!(result["_meta"]["backstop"]["attempts"], 2, "{answer}");
     }
     assert_eq!(state.refused.load(Ordering::SeqCst), 20);
     assert_eq!(reads.load(Ordering::SeqCst), 1);
@@ -468,6 +561,24 @@ async fn a_token_that_was_exchanged_is_read_again_once_for_all_who_are_refused()
     }
     assert_eq!(reads.load(Ordering::SeqCst), 3);
     gateway.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_server_cannot_be_greeted_was_not_carried_out_and_goes_to_the_next() {
+    let (good, _server) = http_server(Arc::default()).await;
+    for broken in [StatusCode::BAD_GATEWAY, StatusCode::OK] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let page = move || async move { (broken, [("content-type", "text/html")], "<html>") };
+        let app = axum::Router::new().route("/", axum::routing::post(page));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let gateway = gateway(vec![http("broken", &url), http("good", &good)]);
+        // Nobody says that it may be called twice.
+        let outcome = gateway.call_tool("pid", &Default::default()).await.unwrap();
+        assert_eq!(outcome.served_by.as_deref(), Some("good"), "{broken}");
+        assert_eq!(outcome.attempts(), 2, "{broken}");
+        gateway.shut_down().await;
+    }
 }
 
 #[tokio::test]

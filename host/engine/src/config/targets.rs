@@ -8,6 +8,7 @@ use serde::Serialize;
 use toml::de::DeValue;
 
 use super::limits::TargetLimits;
+use super::oauth::OAuth;
 use super::overrides::TargetPolicies;
 use super::policy::Circuit;
 use super::reader::{Cx, Issue, Reader};
@@ -81,6 +82,9 @@ pub enum Transport {
         /// Headers sent with every request. Default: none.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         headers: BTreeMap<String, Expanded>,
+        /// How to sign in where it asks for OAuth. Default: not at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oauth: Option<OAuth>,
     },
     /// A child process spoken to over standard input and output.
     Stdio {
@@ -245,6 +249,7 @@ impl Transport {
     fn read(r: &mut Reader<'_, '_>) -> Option<Self> {
         let url = r.read("url", text::url);
         let headers = r.map("headers", header);
+        let oauth = r.section("oauth", OAuth::read);
         let command = r
             .read("command", value::text)
             .and_then(|text| command(r, &text));
@@ -270,10 +275,28 @@ impl Transport {
                 for key in ["args", "env", "cwd"] {
                     other_transport(r, key, "command");
                 }
-                Some(Self::Http { url: url?, headers })
+                if oauth.is_some()
+                    && headers
+                        .keys()
+                        .any(|name| name.eq_ignore_ascii_case("authorization"))
+                {
+                    let reason = "there is one Authorization field in a request";
+                    let remedy = "Remove oauth, or the header.";
+                    r.issue(
+                        "oauth",
+                        Issue::error("two ways to be let in", reason, remedy),
+                    );
+                }
+                Some(Self::Http {
+                    url: url?,
+                    headers,
+                    oauth,
+                })
             }
             (false, true) => {
-                other_transport(r, "headers", "url");
+                for key in ["headers", "oauth"] {
+                    other_transport(r, key, "url");
+                }
                 Some(Self::Stdio {
                     command: command?,
                     args,

@@ -167,7 +167,8 @@ impl TransportFault {
             }
             Self::Reset | Self::ProcessExit => (Kind::CONNECTION_ERROR, true),
             Self::Eof => (Kind::STREAM_INTERRUPTED, true),
-            Self::Garbage => (Kind::PROTOCOL_ERROR, true),
+            // As of a server behind a gateway, which would say 502.
+            Self::Garbage => (Kind::BAD_GATEWAY, true),
         };
         Failure {
             ambiguous,

@@ -116,6 +116,7 @@ fn service(
         transport: Transport::Http {
             url: Expanded::literal(url),
             headers: dns.headers.clone(),
+            oauth: None,
         },
         health_url: None,
         priority,

@@ -8,6 +8,7 @@ use backstop::call::RepeatSafety;
 use backstop::mcp::ToolAnnotations;
 
 use super::Section;
+use super::mirror::Mirrored;
 use super::schema::Signature;
 use crate::envelope::Json;
 
@@ -22,10 +23,10 @@ pub(crate) struct Member {
 /// What one server lists.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Offer {
-    items: Vec<Item>,
+    items: Arc<[Arc<Item>]>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Item {
     key: String,
     json: Json,
@@ -42,19 +43,36 @@ impl Offer {
                 let hints = hints.and_then(|hints| hints.read().ok());
                 (hints.unwrap_or_default(), Signature::of(&json))
             });
-            Some(Item {
+            Some(Arc::new(Item {
                 key: json.text_member(section.key())?,
                 json,
                 tool,
-            })
+            }))
         };
         Self {
             items: items.into_iter().filter_map(read).collect(),
         }
     }
 
+    /// The same, with the items another has in the same bytes held once, and nothing held of the message
+    /// the others came in but themselves.
+    pub(super) fn beside(self, other: Option<&Self>) -> Self {
+        let of_other = |key: &str| other?.items.iter().find(|item| item.key == key);
+        let held = self.items.iter().map(|item| match of_other(&item.key) {
+            Some(same) if same.json == item.json => same.clone(),
+            _ => Arc::new(Item {
+                key: item.key.clone(),
+                json: item.json.alone(),
+                tool: item.tool.clone(),
+            }),
+        });
+        let items = held.collect();
+        Self { items }
+    }
+
     fn item(&self, key: &str) -> Option<&Item> {
-        self.items.iter().find(|item| item.key == key)
+        let item = self.items.iter().find(|item| item.key == key);
+        item.map(|item| &**item)
     }
 }
 
@@ -77,6 +95,7 @@ pub(crate) struct Listing {
     pub(super) items: Vec<(String, Json)>,
     keys: HashSet<String>,
     safety: HashMap<String, RepeatSafety>,
+    mirrored: HashMap<String, Vec<Mirrored>>,
     unsuited: HashMap<String, Arc<Unsuited>>,
     pub(super) differences: HashSet<Difference>,
 }
@@ -96,12 +115,16 @@ impl Listing {
             .clone()
             .filter_map(|(member, offer)| Some((member, offer?)));
         for (first, offer) in offers {
-            for item in &offer.items {
+            for item in &*offer.items {
                 if !listing.keys.insert(item.key.clone()) {
                     continue;
                 }
                 listing.items.push((item.key.clone(), item.json.clone()));
                 if let Some((_, signature)) = &item.tool {
+                    let mirrored = Mirrored::of(&item.json);
+                    if !mirrored.is_empty() {
+                        listing.mirrored.insert(item.key.clone(), mirrored);
+                    }
                     listing.add_tool(&item.key, first, signature, members.clone(), mixed_schemas);
                 }
             }
@@ -164,6 +187,15 @@ impl Listing {
 
     pub(super) fn safety(&self, tool: &str) -> Option<RepeatSafety> {
         self.safety.get(tool).copied()
+    }
+
+    /// What the tool that is called wants in header fields.
+    pub(super) fn mirrored(&self, params: &Json) -> Option<&[Mirrored]> {
+        if self.mirrored.is_empty() {
+            return None;
+        }
+        let mirrored = self.mirrored.get(&params.text_member("name")?);
+        mirrored.map(Vec::as_slice)
     }
 
     pub(super) fn unsuited(&self, tool: &str) -> Option<Arc<Unsuited>> {

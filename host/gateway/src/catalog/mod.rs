@@ -4,6 +4,7 @@
 //! whether it may be repeated (annotations of trusted servers).
 
 mod group;
+mod mirror;
 mod schema;
 mod section;
 
@@ -13,8 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use backstop::Unsuited;
 use backstop::call::RepeatSafety;
+use reqwest::header::{HeaderName, HeaderValue};
 
 pub(crate) use group::{Difference, Listing, Member, Offer};
+pub(crate) use mirror::sent as sent_fields;
 pub(crate) use section::Section;
 
 use crate::envelope::Json;
@@ -141,6 +144,13 @@ impl Catalog {
             known.doubted.remove(member);
         }
         self.renew(&mut known)
+    }
+
+    /// The same, with what is kept here already held once: clients that have lists of their own mostly
+    /// have the same items in them.
+    pub(crate) fn held(&self, member: &Arc<str>, section: Section, offer: Offer) -> Offer {
+        let known = self.known();
+        offer.beside(known.offers.get(&(member.clone(), section)))
     }
 
     /// Makes a server's list of tools be asked for again before the next call; until then it serves on.
@@ -370,6 +380,18 @@ impl Catalog {
         listing
             .and_then(|listing| listing.safety(tool))
             .unwrap_or_default()
+    }
+
+    /// The header fields a call of a tool is sent with; `None` where it wants none.
+    pub(crate) fn fields(
+        &self,
+        group: &str,
+        params: &Json,
+    ) -> Option<Vec<(HeaderName, HeaderValue)>> {
+        let view = self.view.load();
+        let mirrored = view.list(group, Section::Tools)?.mirrored(params)?;
+        let arguments = params.member("arguments");
+        Some(mirror::fields(mirrored, arguments.as_ref()))
     }
 
     /// The servers of a group that must not be asked for a tool.

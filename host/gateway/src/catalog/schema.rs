@@ -1,6 +1,7 @@
 //! Whether two servers mean the same by one tool.
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::envelope::Json;
 
@@ -11,16 +12,19 @@ const REMARKS: [&str; 5] = ["$schema", "$comment", "title", "description", "exam
 
 /// What a tool takes and gives: its schemas, without remarks and in one order, so that two are equal
 /// where a call that is good for one is good for the other. The comparison errs on the side of a
-/// difference: schemas that say the same in other words are told apart.
+/// difference: schemas that say the same in other words are told apart. Only digests are kept, since
+/// every client that can be asked questions has lists of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Signature([Option<Value>; 2]);
+pub(super) struct Signature([Option<[u8; 32]>; 2]);
 
 impl Signature {
     pub(super) fn of(tool: &Json) -> Self {
         Self(PARTS.map(|part| {
             let mut schema: Value = tool.member(part)?.read().ok()?;
             reduce(&mut schema);
-            Some(schema)
+            let mut digest = Sha256::new();
+            feed(&mut digest, &schema);
+            Some(digest.finalize().into())
         }))
     }
 
@@ -30,6 +34,29 @@ impl Signature {
         parts
             .into_iter()
             .find_map(|((ours, theirs), part)| (ours != theirs).then_some(part))
+    }
+}
+
+/// The same bytes for the same value, in whatever order its members stand.
+fn feed(digest: &mut Sha256, value: &Value) {
+    match value {
+        Value::Array(elements) => {
+            digest.update(format!("[{}", elements.len()));
+            elements.iter().for_each(|element| feed(digest, element));
+        }
+        Value::Object(members) => {
+            digest.update(format!("{{{}", members.len()));
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(key, _)| *key);
+            for (key, value) in members {
+                digest.update(format!("{}:{key}", key.len()));
+                feed(digest, value);
+            }
+        }
+        plain => {
+            let text = plain.to_string();
+            digest.update(format!("{}:{text}", text.len()));
+        }
     }
 }
 

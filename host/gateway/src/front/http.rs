@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::tls::Tls;
+use crate::catalog::sent_fields;
 use crate::client::{Client, Running};
 use crate::envelope::{self, Envelope, Json};
 use crate::exchange::chain;
@@ -467,11 +468,7 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
     let asker = Asker {
         caller: front.caller(session.as_ref()),
         out: accepts_events.then_some(out),
-        headers: headers
-            .iter()
-            .filter(|(name, _)| name.as_str().starts_with("mcp-param-"))
-            .map(clone_pair)
-            .collect(),
+        headers: sent_fields(&headers),
         client: session.as_ref().map(|session| session.client.clone()),
     };
     let running = session.as_ref().map(|session| session.client.begin(&id));
@@ -488,10 +485,6 @@ async fn post(front: Arc<Front>, headers: HeaderMap, body: Bytes) -> Response {
         response.headers_mut().insert(SESSION_ID, value);
     }
     response
-}
-
-fn clone_pair((name, value): (&HeaderName, &HeaderValue)) -> (HeaderName, HeaderValue) {
-    (name.clone(), value.clone())
 }
 
 /// A request's answer, on its way. Dropping it takes the request back.

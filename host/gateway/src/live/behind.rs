@@ -9,7 +9,7 @@ use backstop::discovery::Targets;
 use crate::gateway::Gateway;
 use crate::headers::header_map;
 use crate::model::ModelSpec;
-use crate::upstream::{Reread, ServiceSpec, TransportSpec};
+use crate::upstream::{OAuthSpec, Reread, ServiceSpec, TransportSpec};
 
 /// The servers and models a configuration names, as far as they can be used.
 #[derive(Debug, Default)]
@@ -92,7 +92,11 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
                 .collect(),
             cwd: cwd.clone(),
         },
-        Transport::Http { url, headers } => {
+        Transport::Http {
+            url,
+            headers,
+            oauth,
+        } => {
             let map = header_map(headers)?;
             let reread = headers.values().any(Expanded::is_of_file).then(|| {
                 let headers = headers.clone();
@@ -113,6 +117,7 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
                 url,
                 headers: map,
                 reread,
+                oauth: oauth.as_ref().map(OAuthSpec::from_config),
             }
         }
     };

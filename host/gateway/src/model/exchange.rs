@@ -237,13 +237,6 @@ impl Exchange for ModelExchange {
     ) -> Option<Failure> {
         let error = outcome.err()?;
         Some(match error {
-            // We stand between the client and a server that gave no usable answer.
-            ModelError::Upstream(
-                error @ UpstreamError::Transport {
-                    fault: Fault::Garbage,
-                    ..
-                },
-            ) => Failure::new(Kind::BAD_GATEWAY, chain(error)),
             ModelError::Upstream(error) => classify_error(error, detector),
             ModelError::Stalled { after, .. } => detector.timed_out(*after),
             ModelError::Untranslatable { .. } => {

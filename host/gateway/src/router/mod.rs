@@ -51,8 +51,8 @@ pub(crate) struct Asker {
     pub(crate) caller: Option<Arc<str>>,
     /// Where notifications about the request go.
     pub(crate) out: Option<mpsc::Sender<Bytes>>,
-    /// Header fields a server may want.
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Header fields a server may want, where they can send any.
+    pub(crate) headers: Option<Vec<(HeaderName, HeaderValue)>>,
     /// The client, where it is more than this request.
     pub(crate) client: Option<Arc<Client>>,
 }

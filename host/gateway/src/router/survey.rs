@@ -38,6 +38,7 @@ impl Router {
         let old = self.upstreams();
         let mut new: Upstreams = HashMap::new();
         let mut order: Vec<Arc<str>> = Vec::new();
+        let mut reached_anew = Vec::new();
         for spec in services {
             let name = spec.name.clone();
             if new.contains_key(&name) {
@@ -50,19 +51,26 @@ impl Router {
                 Some(old) if old.spec == spec => old.clone(),
                 there => {
                     let same = there.and_then(|old| old.with_spec(spec.clone()));
+                    let is_reached_anew = same.is_none();
+                    let before = there.map(|there| &**there);
                     let new = || {
                         Upstream::new(
                             spec,
                             heard.clone(),
                             self.sole.clone(),
                             self.sampling.clone(),
+                            before,
                         )
                     };
                     let made = same.map_or_else(new, Ok);
-                    Arc::new(made.map_err(|source| GatewayError::Client {
+                    let made = Arc::new(made.map_err(|source| GatewayError::Client {
                         service: name.clone(),
                         source,
-                    })?)
+                    })?);
+                    if let Some(there) = there.filter(|_| is_reached_anew) {
+                        reached_anew.push((made.clone(), there.clone()));
+                    }
+                    made
                 }
             };
             new.insert(name, upstream);
@@ -87,6 +95,9 @@ impl Router {
         {
             self.exchange.upstreams.store(old);
             return Err(refused.into());
+        }
+        for (now, before) in reached_anew {
+            tokio::spawn(async move { now.take_over(&before).await });
         }
         for (name, target) in leaving.into_iter().zip(drained) {
             let (router, gone) = (Arc::downgrade(self), old.get(&name).cloned());
@@ -147,7 +158,8 @@ impl Router {
         let catalog = self.catalog_of(client);
         let own = client.filter(|_| !Arc::ptr_eq(&catalog, &self.catalog));
         if let Some(client) = own {
-            let changed = catalog.keep(member, section, offer.clone());
+            let offer = self.catalog.held(member, section, offer.clone());
+            let changed = catalog.keep(member, section, offer);
             let methods: HashSet<&str> = changed.sections.iter().map(|s| s.change()).collect();
             for method in methods {
                 client.tell(envelope::notification_message(method, None), None);

@@ -60,6 +60,33 @@ pub enum UpstreamError {
         /// The start of its body, at most 64 KiB.
         body: Bytes,
     },
+    /// The server could not be greeted: the request itself was not sent.
+    #[error("{service}: it was not asked, because greeting it failed")]
+    NotGreeted {
+        /// The service.
+        service: Arc<str>,
+        /// What came of the greeting.
+        #[source]
+        cause: Box<UpstreamError>,
+    },
+    /// The server refused the credentials, and others have been read since.
+    #[error("{service}: HTTP {status}: it refused the credentials, which have been read again")]
+    CredentialsRenewed {
+        /// The service.
+        service: Arc<str>,
+        /// The status it refused them with.
+        status: u16,
+    },
+    /// The server lets in nobody who has not signed in, which only a person can do.
+    #[error("{service}: HTTP {status}: somebody must sign in at {address}")]
+    SignIn {
+        /// The service.
+        service: Arc<str>,
+        /// The status it refused us with.
+        status: u16,
+        /// Where to open a browser.
+        address: String,
+    },
     /// The server no longer knows the session. A new one has been asked for.
     #[error("{service}: the session expired")]
     SessionExpired {
@@ -85,6 +112,21 @@ impl UpstreamError {
             *retry_after = wait;
         }
         self
+    }
+
+    /// The same, where it ended the greeting that goes before a request.
+    pub(super) fn before_asking(self, service: &Arc<str>) -> Self {
+        match self {
+            Self::Transport {
+                fault: Fault::Refused | Fault::Dns | Fault::Tls | Fault::NotSent,
+                ..
+            }
+            | Self::NotGreeted { .. } => self,
+            cause => Self::NotGreeted {
+                service: service.clone(),
+                cause: Box::new(cause),
+            },
+        }
     }
 
     pub(crate) fn caused(

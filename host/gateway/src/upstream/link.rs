@@ -26,21 +26,26 @@ impl Maker {
                 url,
                 headers,
                 reread,
+                oauth,
             } => {
-                let credentials = Credentials::new(headers.clone(), reread.clone());
+                let (headers, reread) = (headers.clone(), reread.clone());
+                let credentials = Credentials::new(url, headers, reread, oauth.clone());
                 Self::Http(super::http::client(url)?, Arc::new(credentials))
             }
         })
     }
 
-    /// A connection that is opened when it is first needed. `permit` is given back with it.
+    /// A connection that is opened when it is first needed, for what is watched already where it takes
+    /// the place of another. `permit` is given back with it.
     pub(super) fn make(
         &self,
         spec: &ServiceSpec,
         side: Side,
+        before: Option<&Link>,
         permit: Option<OwnedSemaphorePermit>,
-    ) -> Link {
-        let watches = Arc::new(Watches::default());
+    ) -> Arc<Link> {
+        let watches = before.map(|before| before.watches.clone());
+        let watches = watches.unwrap_or_default();
         let transport = match (self, &spec.transport) {
             (Self::Http(client, credentials), TransportSpec::Http { url, .. }) => {
                 Transport::Http(Arc::new(Http::new(
@@ -54,12 +59,14 @@ impl Maker {
             }
             _ => Transport::Stdio(Arc::new(Stdio::new(spec, side.clone(), watches.clone()))),
         };
-        Link {
+        let link = Arc::new(Link {
             transport,
             watches,
             side,
             _permit: permit,
-        }
+        });
+        link.watches.move_to(&link);
+        link
     }
 }
 
@@ -79,8 +86,13 @@ enum Transport {
 }
 
 impl Link {
-    pub(super) fn watches(&self) -> &Watches {
-        &self.watches
+    /// Connects to the server where something is watched there.
+    pub(super) async fn resume(&self) {
+        if self.watches.are_any()
+            && let Err(error) = self.peer().await
+        {
+            tracing::warn!(%error, "what is watched there cannot be asked for again yet");
+        }
     }
 
     pub(super) fn side(&self) -> &Side {
@@ -155,7 +167,7 @@ impl Link {
                 .await?;
         }
         if let (Payload::Result(_), Some(client)) = (&answer, &wiring.client) {
-            client.watch(uri.clone(), Watching::new(service, self, &uri));
+            client.watch(uri.clone(), Watching::new(service, &self.watches, &uri));
         }
         Ok(answer)
     }

@@ -1,4 +1,4 @@
-//! `_meta`: where the two eras of MCP differ inside a request.
+//! `_meta`: where the two eras of MCP differ inside a request, and what results of the newest have more.
 //!
 //! From 2026-07-28 every request says who asks and in which version; before, the handshake did. And
 //! a progress token must be the gateway's own, because clients share the connection and each
@@ -97,6 +97,24 @@ pub(super) fn translate(
     )
 }
 
+/// A result of a server of the newest era as its own words to a client of the older would be: without
+/// what it adds to results of every kind. What has another meaning there than a plain answer stays as it
+/// is.
+pub(crate) fn plain(result: Json) -> Json {
+    if result.text_member("resultType").as_deref() != Some("complete") {
+        return result;
+    }
+    let meta = result.member("_meta");
+    let left = meta.map(|meta| meta.with_members(&[(META_SERVER, None)]));
+    let left = left.filter(|left| Members::of(left).is_some_and(|members| !members.0.is_empty()));
+    result.with_members(&[
+        ("resultType", None),
+        ("ttlMs", None),
+        ("cacheScope", None),
+        ("_meta", left.as_ref()),
+    ])
+}
+
 /// `Mcp-Name` (SEP-2243): the thing a request is about, so that a middle box need not read it.
 pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
     let key = match method {
@@ -105,16 +123,20 @@ pub(crate) fn name_of(method: &str, params: &Json) -> Option<String> {
         "tasks/get" | "tasks/update" | "tasks/cancel" => "taskId",
         _ => return None,
     };
-    let name = params.text_member(key)?;
+    params.text_member(key).map(field_value)
+}
+
+/// A text as a header field may hold it (MCP 2026-07-28, streamable HTTP, value encoding).
+pub(crate) fn field_value(name: String) -> String {
     let edged = name.starts_with([' ', '\t']) || name.ends_with([' ', '\t']);
     let sentinel = name.starts_with("=?base64?") && name.ends_with("?=");
     let printable = name.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
     let plain = printable && !edged && !sentinel;
-    Some(if plain {
+    if plain {
         name
     } else {
         format!("=?base64?{}?=", BASE64.encode(name))
-    })
+    }
 }
 
 #[cfg(test)]
@@ -133,6 +155,28 @@ mod tests {
             translate(Some(&vendor), false, None, None, &Sampling::default()).unwrap(),
             vendor
         );
+    }
+
+    #[test]
+    fn a_plain_result_of_the_newest_era_is_told_to_the_older_without_what_it_does_not_know() {
+        let told = |result: &'static str| {
+            let told = plain(Json::parse(result).unwrap());
+            String::from_utf8(told.as_bytes().to_vec()).unwrap()
+        };
+        let list = r#"{"resultType":"complete","tools":[ ],"ttlMs":5,"cacheScope":"public","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"s"}}}"#;
+        assert_eq!(told(list), r#"{"tools":[ ]}"#);
+        let call = r#"{"content":[],"vendor" : 1.0,"resultType":"complete","_meta":{"io.modelcontextprotocol/serverInfo":{},"v":1}}"#;
+        let call = told(call);
+        assert!(
+            call.contains(r#""vendor":1.0"#) && call.contains(r#""_meta":{"v":1}"#),
+            "{call}"
+        );
+        for kept in [
+            r#"{"ttlMs":5, "tools":[]}"#,
+            r#"{"resultType":"task","ttlMs":5}"#,
+        ] {
+            assert_eq!(told(kept), kept);
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -35,10 +36,11 @@ use crate::envelope::{Json, Payload};
 use crate::model::Sampling;
 use crate::telemetry::Good;
 pub use error::{Fault, UpstreamError};
-pub use http::Reread;
+pub use http::{OAuthSpec, Reread};
 pub(crate) use link::Link;
 pub(crate) use meta::{
-    META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION, name_of, server_info,
+    META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION, field_value, name_of, plain,
+    server_info,
 };
 pub(crate) use side::{Heard, Side, Unasked};
 pub(crate) use watch::Watching;
@@ -93,6 +95,8 @@ pub enum TransportSpec {
         headers: HeaderMap,
         /// Where they come from, if they may be others by the time the server refuses them.
         reread: Option<Reread>,
+        /// How to sign in where it asks for that.
+        oauth: Option<OAuthSpec>,
     },
 }
 
@@ -111,8 +115,8 @@ pub(crate) struct Wiring {
     pub(crate) token: Option<Json>,
     /// Where notifications about the request go.
     pub(crate) out: Option<mpsc::Sender<Bytes>>,
-    /// Header fields the client sent that a server may want (`Mcp-Param-*`).
-    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Header fields a server may want (`Mcp-Param-*`); `None` where the client has no way to send any.
+    pub(crate) headers: Option<Vec<(HeaderName, HeaderValue)>>,
     /// Who asks, where that is known.
     pub(crate) client: Option<Arc<Client>>,
 }
@@ -172,17 +176,24 @@ struct Connections {
 }
 
 impl Upstream {
+    /// `before` is the server of that name that was reached in another way: what clients watch there and
+    /// want logged stays.
     pub(crate) fn new(
         spec: ServiceSpec,
         heard: mpsc::Sender<Heard>,
         sole: Arc<Sole>,
         sampling: Arc<Sampling>,
+        before: Option<&Self>,
     ) -> Result<Self, reqwest::Error> {
         let maker = link::Maker::new(&spec)?;
-        let log_level = Arc::new(LogLevel::default());
+        let before = before.map(|before| &before.connections);
+        let log_level = before
+            .map(|before| before.log_level.clone())
+            .unwrap_or_default();
         let side = Side::shared(heard, log_level.clone(), sampling);
+        let shared = before.map(|before| &*before.shared);
         let connections = Connections {
-            shared: Arc::new(maker.make(&spec, side, None)),
+            shared: maker.make(&spec, side, shared, None),
             maker,
             owned: Mutex::default(),
             log_level,
@@ -233,7 +244,7 @@ impl Upstream {
         let Some(client) = sole.as_ref().or(own) else {
             return connections.shared.clone();
         };
-        let lane = client.lane(&self.spec.name, &connections.shared, || {
+        let lane = client.lane(&self.spec.name, &connections.shared, |before| {
             let permit = match (&self.spec.transport, &sole) {
                 (TransportSpec::Stdio { .. }, None) => {
                     Some(connections.processes.clone().try_acquire_owned().ok()?)
@@ -241,7 +252,7 @@ impl Upstream {
                 _ => None,
             };
             let side = connections.shared.side().of(client);
-            let lane = Arc::new(connections.maker.make(&self.spec, side, permit));
+            let lane = connections.maker.make(&self.spec, side, before, permit);
             let mut owned = connections.owned();
             owned.retain(|lane| lane.strong_count() > 0);
             owned.push(Arc::downgrade(&lane));
@@ -325,6 +336,20 @@ impl Upstream {
         }
     }
 
+    /// Asks for what clients watch at a server that was reached in another way before.
+    pub(crate) async fn take_over(&self, before: &Self) {
+        let owners: Vec<_> = before
+            .connections
+            .owned()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let owners = owners.iter().filter_map(|lane| lane.side().owner());
+        let mut links = vec![self.connections.shared.clone()];
+        links.extend(owners.map(|owner| self.link(Some(&owner))));
+        futures_util::future::join_all(links.iter().map(|link| link.resume())).await;
+    }
+
     /// Ends the connections; child processes are killed.
     pub(crate) async fn close(&self) {
         let owned: Vec<_> = self.connections.owned().drain(..).collect();
@@ -378,6 +403,23 @@ fn discovered(answer: &Payload) -> Option<Peer> {
                 .member("capabilities")
                 .unwrap_or_else(|| Json::of(&serde_json::json!({}))),
             instructions: hello.instructions,
+        })
+}
+
+/// Whether the newest version is refused, and named among those that are spoken.
+fn refuses_what_it_speaks(answer: &Payload) -> bool {
+    let Payload::Error(error) = answer else {
+        return false;
+    };
+    let spoken = error
+        .member("data")
+        .and_then(|data| data.member("supported"));
+    answer.error_code() == Some(rpc::UNSUPPORTED_PROTOCOL_VERSION)
+        && spoken.is_some_and(|spoken| {
+            spoken
+                .elements()
+                .iter()
+                .any(|version| version.read::<String>().is_ok_and(|v| v == MODERN))
         })
 }
 

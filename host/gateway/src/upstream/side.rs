@@ -76,7 +76,8 @@ impl Side {
         self.owner.is_some()
     }
 
-    fn owner(&self) -> Option<Arc<Client>> {
+    /// The client it is held for, where that is one.
+    pub(super) fn owner(&self) -> Option<Arc<Client>> {
         self.owner.as_ref()?.upgrade()
     }
 

@@ -1,5 +1,5 @@
-//! Server-sent events, as far as streamable HTTP and model APIs use them: the `data` of each event, and
-//! how long the server wants to be left alone after the stream has ended.
+//! Server-sent events, as far as streamable HTTP and model APIs use them: the `data` of each event, the
+//! place a stream can be taken up again at, and how long the server wants to be left alone before.
 
 use std::time::Duration;
 
@@ -16,6 +16,10 @@ pub(crate) struct Events {
     scanned: usize,
     data: Option<Vec<u8>>,
     retry: Option<Duration>,
+    /// The id of the event that is being read.
+    id: Option<Bytes>,
+    /// The id of the last whole event.
+    last_id: Option<Bytes>,
 }
 
 /// An event or a line is larger than a message may be.
@@ -38,6 +42,21 @@ impl Events {
     /// The reconnection time the server has set last.
     pub(super) fn retry(&self) -> Option<Duration> {
         self.retry
+    }
+
+    /// The id of the last whole event, to go on behind it.
+    pub(super) fn last_id(&self) -> Option<Bytes> {
+        self.last_id.clone().filter(|id| !id.is_empty())
+    }
+
+    /// The same stream in another response: what was cut off is lost, what was set stays.
+    pub(super) fn reopened(self) -> Self {
+        Self {
+            id: self.last_id.clone(),
+            last_id: self.last_id,
+            retry: self.retry,
+            ..Self::default()
+        }
     }
 
     /// The data of the next whole event; events without data are passed over.
@@ -64,12 +83,18 @@ impl Events {
             self.scanned = 0;
             let line = &line[..end];
             if line.is_empty() {
+                self.last_id.clone_from(&self.id);
                 match self.data.take() {
                     Some(data) if !data.is_empty() => return Some(data.into()),
                     _ => continue,
                 }
             }
-            if let Some(value) = field(line, b"retry") {
+            if let Some(value) = field(line, b"id") {
+                // One with a NUL is none (WHATWG HTML, section 9.2.6).
+                if !value.contains(&0) {
+                    self.id = Some(Bytes::copy_from_slice(value));
+                }
+            } else if let Some(value) = field(line, b"retry") {
                 self.retry = millis(value).or(self.retry);
             } else if let Some(value) = field(line, b"data") {
                 match &mut self.data {
@@ -121,6 +146,31 @@ mod tests {
             Some(Duration::from_millis(1500))
         );
         assert_eq!(after(b"retry:99999999999999999999999\n"), Some(MAX_HINT));
+    }
+
+    #[test]
+    fn a_stream_goes_on_behind_its_last_whole_event() {
+        let mut events = Events::default();
+        let mut after = |text: &[u8]| {
+            events.feed(text).unwrap();
+            while events.next().is_some() {}
+            events.last_id()
+        };
+        assert_eq!(after(b"data: 1\n\n"), None);
+        // An event without data counts, one that is not whole does not.
+        assert_eq!(after(b"id: a\ndata:\n\nid: b\ndata: 1\n"), Some("a".into()));
+        assert_eq!(after(b"\n"), Some("b".into()));
+        assert_eq!(after(b"data: 2\n\nid: c\0\ndata: 3\n\n"), Some("b".into()));
+        assert_eq!(after(b"retry: 7\nid: d\ndata: cut o"), Some("b".into()));
+
+        let mut events = events.reopened();
+        assert_eq!(events.retry(), Some(Duration::from_millis(7)));
+        events.feed(b"data: 4\n\n").unwrap();
+        assert_eq!(events.next().unwrap(), "4");
+        assert_eq!(events.last_id(), Some("b".into()));
+        events.feed(b"id:\n\n").unwrap();
+        assert_eq!(events.next(), None);
+        assert_eq!(events.last_id(), None, "it has been taken back");
     }
 
     #[test]

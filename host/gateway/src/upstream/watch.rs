@@ -1,7 +1,8 @@
-//! Resources that are watched over one connection, and by how many.
+//! Resources that are watched at one server, and by how many.
 //!
 //! Clients share a connection, so one that stops watching must not end it for the others. A new
-//! connection is asked for everything that is still watched.
+//! connection is asked for everything that is still watched, also where the server is reached in another
+//! way by now.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,9 +13,11 @@ use tokio::sync::watch;
 use super::{Link, Peer};
 use crate::envelope::Json;
 
-/// What is watched over one connection.
+/// What is watched over one connection, and over what takes its place.
 #[derive(Debug)]
 pub(crate) struct Watches {
+    /// The connection there is now.
+    link: Mutex<Weak<Link>>,
     uris: Mutex<BTreeMap<String, usize>>,
     changed: watch::Sender<u64>,
 }
@@ -22,6 +25,7 @@ pub(crate) struct Watches {
 impl Default for Watches {
     fn default() -> Self {
         Self {
+            link: Mutex::default(),
             uris: Mutex::default(),
             changed: watch::channel(0).0,
         }
@@ -31,6 +35,16 @@ impl Default for Watches {
 impl Watches {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.uris.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this is the connection.
+    pub(super) fn move_to(&self, link: &Arc<Link>) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(link);
+    }
+
+    /// Whether somebody watches something.
+    pub(super) fn are_any(&self) -> bool {
+        !self.lock().is_empty()
     }
 
     /// Whether somebody watches this already.
@@ -98,16 +112,16 @@ impl Watches {
 #[derive(Debug)]
 pub(crate) struct Watching {
     service: Arc<str>,
-    link: Weak<Link>,
+    watches: Arc<Watches>,
     uri: String,
 }
 
 impl Watching {
-    pub(super) fn new(service: &Arc<str>, link: &Arc<Link>, uri: &str) -> Self {
-        link.watches().add(uri);
+    pub(super) fn new(service: &Arc<str>, watches: &Arc<Watches>, uri: &str) -> Self {
+        watches.add(uri);
         Self {
             service: service.clone(),
-            link: Arc::downgrade(link),
+            watches: watches.clone(),
             uri: uri.to_owned(),
         }
     }
@@ -120,10 +134,12 @@ impl Watching {
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        let Some(link) = self.link.upgrade() else {
+        if !self.watches.take(&self.uri) {
             return;
-        };
-        if link.watches().take(&self.uri) {
+        }
+        let link = self.watches.link.lock();
+        let link = link.unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(link) = link {
             link.unsubscribe(&self.uri);
         }
     }

@@ -128,6 +128,7 @@ pub async fn http_server(seen: Arc<Seen>) -> (String, tokio_util::sync::DropGuar
 pub fn http(name: &str, url: &str) -> ServiceSpec {
     let transport = TransportSpec::Http {
         reread: None,
+        oauth: None,
         url: url.parse().unwrap(),
         headers: Default::default(),
     };

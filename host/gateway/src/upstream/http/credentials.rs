@@ -7,7 +7,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use reqwest::Url;
 use reqwest::header::HeaderMap;
+
+use super::oauth::{OAuth, OAuthSpec, SignedIn};
+use crate::exchange::chain;
 
 /// Reads the header fields of a server again.
 #[derive(Clone)]
@@ -41,20 +45,39 @@ impl fmt::Debug for Reread {
     }
 }
 
+/// What a refusal comes to.
+pub(super) enum Refusal {
+    /// There are others than those that were refused.
+    Renewed,
+    /// A person must sign in at this address.
+    SignIn(String),
+    /// It stands.
+    Final,
+}
+
 /// The header fields of one server, for all connections to it.
 #[derive(Debug)]
 pub(in crate::upstream) struct Credentials {
-    headers: ArcSwap<HeaderMap>,
+    headers: Arc<ArcSwap<HeaderMap>>,
     reread: Option<Reread>,
+    oauth: Option<OAuth>,
     /// Held while they are read again.
     reading: tokio::sync::Mutex<()>,
 }
 
 impl Credentials {
-    pub(in crate::upstream) fn new(headers: HeaderMap, reread: Option<Reread>) -> Self {
+    pub(in crate::upstream) fn new(
+        url: &Url,
+        headers: HeaderMap,
+        reread: Option<Reread>,
+        oauth: Option<OAuthSpec>,
+    ) -> Self {
+        let headers = Arc::new(ArcSwap::from_pointee(headers));
+        let oauth = oauth.map(|spec| OAuth::new(url.clone(), spec, headers.clone()));
         Self {
-            headers: ArcSwap::from_pointee(headers),
+            headers,
             reread,
+            oauth,
             reading: tokio::sync::Mutex::default(),
         }
     }
@@ -63,17 +86,45 @@ impl Credentials {
         self.headers.load_full()
     }
 
-    /// Whether there are others than those that were refused.
-    pub(super) async fn are_renewed(&self, service: &str, refused: &Arc<HeaderMap>) -> bool {
-        let Some(reread) = self.reread.clone() else {
-            return false;
-        };
-        let _one_at_a_time = self.reading.lock().await;
-        if !Arc::ptr_eq(&self.headers(), refused) {
-            return true;
+    /// Looks for others than those that a server refused with this status and this challenge.
+    pub(super) async fn refused(
+        &self,
+        service: &str,
+        known: &Arc<HeaderMap>,
+        status: u16,
+        challenge: Option<&str>,
+    ) -> Refusal {
+        if self.reread.is_none() && self.oauth.is_none() {
+            return Refusal::Final;
         }
+        let _one_at_a_time = self.reading.lock().await;
+        if !Arc::ptr_eq(&self.headers(), known) {
+            return Refusal::Renewed;
+        }
+        if let Some(reread) = self.reread.clone()
+            && self.are_others(service, reread, known).await
+        {
+            return Refusal::Renewed;
+        }
+        let Some(oauth) = &self.oauth else {
+            return Refusal::Final;
+        };
+        match oauth.renew(service, status, challenge).await {
+            Ok(SignedIn::Yes) => Refusal::Renewed,
+            Ok(SignedIn::By(address)) => Refusal::SignIn(address),
+            Ok(SignedIn::No) => Refusal::Final,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(service, error, "it cannot be signed in at");
+                Refusal::Final
+            }
+        }
+    }
+
+    /// Whether what is read now is another than what was refused.
+    async fn are_others(&self, service: &str, reread: Reread, known: &Arc<HeaderMap>) -> bool {
         match tokio::task::spawn_blocking(move || (reread.read)()).await {
-            Ok(Ok(headers)) if headers != **refused => {
+            Ok(Ok(headers)) if headers != **known => {
                 tracing::info!(service, "refused; its credentials have been read again");
                 self.headers.store(Arc::new(headers));
                 true

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backstop::backoff::Backoff;
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::{RequestBuilder, Response};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -17,6 +17,7 @@ use super::super::{Wiring, meta};
 use super::{Http, SESSION_ID, Session, VERSION, lock};
 use crate::envelope::{self, Envelope, Json};
 
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The pauses between attempts to listen again, from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -60,7 +61,7 @@ impl Http {
     }
 
     /// The request that opens the stream; none where there is nothing to be told about.
-    fn opening(&self, session: &Session) -> Option<RequestBuilder> {
+    fn opening(&self, session: &Session, last: Option<Bytes>) -> Option<RequestBuilder> {
         if session.peer.modern {
             let method = "subscriptions/listen";
             let params = self.watches.listen_params(&session.peer)?;
@@ -72,6 +73,11 @@ impl Http {
             let nothing = Json::of(&());
             return Some(self.request_of(Some(session), method, text, &nothing, &[]));
         }
+        Some(self.listening(session, last))
+    }
+
+    /// Opens a stream of a session, or goes on with one behind an event.
+    pub(super) fn listening(&self, session: &Session, last: Option<Bytes>) -> RequestBuilder {
         let mut request = self
             .client
             .get(self.url.clone())
@@ -81,7 +87,10 @@ impl Http {
         if let Some(id) = &session.id {
             request = request.header(SESSION_ID, id.clone());
         }
-        Some(request)
+        if let Some(last) = last.and_then(|last| HeaderValue::from_maybe_shared(last).ok()) {
+            request = request.header(LAST_EVENT_ID, last);
+        }
+        request
     }
 
     /// Deals with what the server says outside of any call.
@@ -161,12 +170,13 @@ async fn attend(http: Weak<Http>, session: Weak<Session>, modern: bool) {
     };
     let random = backstop::random::from_os();
     let mut failures = 0;
+    let mut events = Events::default();
     loop {
         let (opening, mut changes) = match (http.upgrade(), session.upgrade()) {
             (Some(http), Some(session)) => {
                 // Before it is read what there is to be watched.
                 let changes = http.watches.changes();
-                (http.opening(&session), changes)
+                (http.opening(&session, events.last_id()), changes)
             }
             _ => return,
         };
@@ -174,12 +184,20 @@ async fn attend(http: Weak<Http>, session: Weak<Session>, modern: bool) {
         let heard = match opening {
             None => changed(&mut changes).await,
             Some(request) => tokio::select! {
-                heard = hear(request, &http, &session) => Some(heard),
+                heard = hear(request, &http, &session, &mut events) => Some(heard),
                 changed = changed(&mut changes), if modern => changed,
             },
         };
+        let (before, pause) = (events.last_id(), events.retry().unwrap_or_default());
+        // What the newest era says is not said again.
+        events = match heard {
+            Some(Heard::Ended) if !modern => events.reopened(),
+            _ => Events::default(),
+        };
         match heard {
             None => continue,
+            // It may only be that it cannot go on there.
+            Some(Heard::Refused) if !modern && before.is_some() => continue,
             Some(Heard::Refused) if !modern => return,
             // Another filter may please it.
             Some(Heard::Refused) => {
@@ -189,7 +207,7 @@ async fn attend(http: Weak<Http>, session: Weak<Session>, modern: bool) {
                 if began.elapsed() >= SOUND {
                     failures = 0;
                 }
-                let pause = pauses.delay(failures, None, &mut || random());
+                let pause = pause.max(pauses.delay(failures, None, &mut || random()));
                 failures = failures.saturating_add(1);
                 tokio::time::sleep(pause).await;
             }
@@ -205,7 +223,12 @@ async fn changed(changes: &mut watch::Receiver<u64>) -> Option<Heard> {
     }
 }
 
-async fn hear(request: RequestBuilder, http: &Weak<Http>, session: &Weak<Session>) -> Heard {
+async fn hear(
+    request: RequestBuilder,
+    http: &Weak<Http>,
+    session: &Weak<Session>,
+    events: &mut Events,
+) -> Heard {
     let mut response = match request.send().await {
         Ok(response) if response.status().is_success() && is_stream(&response) => response,
         Ok(response) if response.status().is_server_error() || response.status() == 429 => {
@@ -214,7 +237,6 @@ async fn hear(request: RequestBuilder, http: &Weak<Http>, session: &Weak<Session
         Ok(_) => return Heard::Refused,
         Err(_) => return Heard::Ended,
     };
-    let mut events = Events::default();
     while let Ok(Some(chunk)) = response.chunk().await {
         if events.feed(&chunk).is_err() {
             break;
@@ -229,7 +251,8 @@ async fn hear(request: RequestBuilder, http: &Weak<Http>, session: &Weak<Session
     Heard::Ended
 }
 
-fn is_stream(response: &Response) -> bool {
+/// Whether it is a stream of events.
+pub(super) fn is_stream(response: &Response) -> bool {
     let media = response.headers().get(CONTENT_TYPE);
     media
         .and_then(|media| media.to_str().ok())

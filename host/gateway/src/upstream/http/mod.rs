@@ -3,6 +3,7 @@
 
 mod credentials;
 mod listen;
+mod oauth;
 mod response;
 
 use std::collections::HashMap;
@@ -12,18 +13,20 @@ use std::time::Duration;
 
 use backstop::mcp::rpc;
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, Url, redirect};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DISCOVER_TIMEOUT, Fault, HANDSHAKE_TIMEOUT, MODERN, Peer, Side, UpstreamError, Wiring,
-    discovered, initialized, meta, name_of, watch::Watches,
+    discovered, initialized, meta, name_of, refuses_what_it_speaks, watch::Watches,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
 pub(in crate::upstream) use credentials::Credentials;
+use credentials::Refusal;
 pub use credentials::Reread;
+pub use oauth::OAuthSpec;
 use response::Resolver;
 pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
@@ -246,7 +249,9 @@ impl Http {
                 Ok(session)
             };
             let session = match tokio::time::timeout(HANDSHAKE_TIMEOUT, greeted).await {
-                Ok(session) => session?,
+                Ok(session) => {
+                    session.map_err(|error: UpstreamError| error.before_asking(&this.service))?
+                }
                 Err(_) => {
                     let text = format!("it did not say who it is within {HANDSHAKE_TIMEOUT:?}");
                     return Err(UpstreamError::fault(&this.service, Fault::NotSent, text));
@@ -287,7 +292,17 @@ impl Http {
             }
         }
         let wiring = Wiring::default();
-        let ask = self.exchange(None, "server/discover", None, &wiring, &|| {});
+        let ask = async {
+            let first = self.exchange(None, "server/discover", None, &wiring, &|| {});
+            match first.await {
+                // It names the very version it refuses: asked again it may take it.
+                Ok(answer) if refuses_what_it_speaks(&answer) => {
+                    self.exchange(None, "server/discover", None, &wiring, &|| {})
+                        .await
+                }
+                answer => answer,
+            }
+        };
         match tokio::time::timeout(DISCOVER_TIMEOUT, ask).await {
             Ok(Ok(answer)) => {
                 if let Some(peer) = discovered(&answer) {
@@ -310,7 +325,7 @@ impl Http {
                 },
             ))
             | Err(_) => {}
-            Ok(Err(error)) => return Err(Self::unsent(error)),
+            Ok(Err(error)) => return Err(error),
         }
         self.initialize(&hello.unwrap_or_else(|| self.side.own_hello()))
             .await
@@ -325,12 +340,11 @@ impl Http {
             params,
             &[],
         );
-        let response = response.await.map_err(Self::unsent)?;
+        let response = response.await?;
         let session_id = response.headers().get(SESSION_ID).cloned();
         let answer = self
             .answer(response, id, None, &Wiring::default(), &|| {})
-            .await
-            .map_err(Self::unsent)?;
+            .await?;
         let (peer, version) = initialized(&self.service, &answer)?;
         let version = HeaderValue::from_str(&version).map_err(|error| {
             UpstreamError::caused(
@@ -349,19 +363,8 @@ impl Http {
             params,
             &[],
         )
-        .await
-        .map_err(Self::unsent)?;
+        .await?;
         Ok(session)
-    }
-
-    /// A broken handshake leaves nothing undone: the request itself was not sent.
-    fn unsent(mut error: UpstreamError) -> UpstreamError {
-        if let UpstreamError::Transport { fault, .. } = &mut error
-            && matches!(fault, Fault::Reset | Fault::Eof)
-        {
-            *fault = Fault::NotSent;
-        }
-        error
     }
 
     async fn exchange(
@@ -390,16 +393,26 @@ impl Http {
         };
         let nothing = Json::of(&());
         let name_source = params.unwrap_or(&nothing);
-        let response = self
-            .post(
-                session.map(|session| &**session),
-                method,
-                text,
-                name_source,
-                &wiring.headers,
-            )
-            .await;
+        let known = self.credentials.headers();
+        let headers = wiring.headers.as_deref().unwrap_or_default();
+        let response = match session {
+            Some(session) => self
+                .request_of(Some(session), method, text, name_source, headers)
+                .send()
+                .await
+                .map_err(|error| fault(&self.service, error)),
+            None => self.post(None, method, text, name_source, headers).await,
+        };
         let outcome = match response {
+            // To send it again is the engine's business, which counts.
+            Ok(response) if session.is_some() => match self.is_renewed(&response, &known).await {
+                Ok(true) => Err(UpstreamError::CredentialsRenewed {
+                    service: self.service.clone(),
+                    status: response.status().as_u16(),
+                }),
+                Ok(false) => self.answer(response, id, session, wiring, alive).await,
+                Err(error) => Err(error),
+            },
             Ok(response) => self.answer(response, id, session, wiring, alive).await,
             Err(error) => Err(error),
         };
@@ -411,8 +424,41 @@ impl Http {
         HeaderMap::clone(&self.credentials.headers())
     }
 
-    /// Sends a message, and again where it was refused for credentials that are others by now: a server
-    /// that knows nobody has done nothing.
+    /// Whether a message was refused for credentials that are others by now: a server that knows nobody
+    /// has done nothing.
+    ///
+    /// # Errors
+    /// Where nobody but a person can mend it.
+    async fn is_renewed(
+        &self,
+        response: &Response,
+        known: &Arc<HeaderMap>,
+    ) -> Result<bool, UpstreamError> {
+        let status = response.status().as_u16();
+        if !matches!(status, 401 | 403) {
+            return Ok(false);
+        }
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let mut challenges = challenges.filter_map(|challenge| challenge.to_str().ok());
+        let bearer = challenges.find(|challenge| {
+            let scheme = challenge.get(..6);
+            scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+        });
+        let refused = self
+            .credentials
+            .refused(&self.service, known, status, bearer);
+        match refused.await {
+            Refusal::Renewed => Ok(true),
+            Refusal::Final => Ok(false),
+            Refusal::SignIn(address) => Err(UpstreamError::SignIn {
+                service: self.service.clone(),
+                status,
+                address,
+            }),
+        }
+    }
+
+    /// Sends a message that is no call, and again with credentials that have been renewed.
     async fn post(
         &self,
         session: Option<&Session>,
@@ -425,8 +471,7 @@ impl Http {
         let known = self.credentials.headers();
         let request = self.request_of(session, method, text.clone(), params, headers);
         let response = request.send().await.map_err(fault)?;
-        let is_refused = matches!(response.status().as_u16(), 401 | 403);
-        if !is_refused || !self.credentials.are_renewed(&self.service, &known).await {
+        if !self.is_renewed(&response, &known).await? {
             return Ok(response);
         }
         let request = self.request_of(session, method, text, params, headers);

@@ -11,11 +11,16 @@ use tokio::task::JoinSet;
 
 use super::super::sse::Events;
 use super::super::{Fault, MAX_MESSAGE_BYTES, UpstreamError, Wiring};
+use super::listen::is_stream;
 use super::{Http, Session, lock};
 use crate::envelope::{self, Envelope, Payload};
 
 /// How often a call that waits for its client is said to be alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// A stream that is not to be taken up for longer than this has failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often in a row a stream may be taken up again and bring nothing.
+const FRUITLESS: u32 = 3;
 /// How much of an error's body is kept.
 pub(crate) const ERROR_BODY_BYTES: usize = 64 * 1024;
 
@@ -80,38 +85,7 @@ impl Http {
             });
         }
         if media == "text/event-stream" {
-            let mut events = Events::default();
-            // Taken back with the call.
-            let mut questions = JoinSet::new();
-            loop {
-                while let Some(event) = events.next() {
-                    if let Some(answer) =
-                        self.event(event, id, session, wiring, alive, &mut questions)
-                    {
-                        return Ok(answer);
-                    }
-                }
-                let broken = |error| fault(&self.service, error).come_back_after(events.retry());
-                let chunk = tokio::select! {
-                    chunk = response.chunk() => chunk.map_err(broken)?,
-                    Some(_) = questions.join_next() => continue,
-                    // The server waits for the client, not we for the server.
-                    () = tokio::time::sleep(SIGN_OF_LIFE), if !questions.is_empty() => {
-                        alive();
-                        continue;
-                    }
-                };
-                match chunk {
-                    Some(chunk) => events.feed(&chunk).map_err(|error| {
-                        UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
-                    })?,
-                    None => {
-                        let text = "the stream ended before the answer";
-                        let error = UpstreamError::fault(&self.service, Fault::Eof, text);
-                        return Err(error.come_back_after(events.retry()));
-                    }
-                }
-            }
+            return self.stream(response, id, session, wiring, alive).await;
         }
         let body = body(&self.service, &mut response, MAX_MESSAGE_BYTES).await?;
         match Envelope::parse(body) {
@@ -135,6 +109,70 @@ impl Http {
                 "what came back is no message",
                 error,
             )),
+        }
+    }
+
+    /// Reads a stream until it brings the answer. One that breaks off in a session is taken up where it
+    /// ended, if the server has said how (MCP 2025-11-25, transports, resumability and redelivery):
+    /// nothing is asked twice by this.
+    async fn stream(
+        self: &Arc<Self>,
+        mut response: Response,
+        id: u64,
+        session: Option<&Arc<Session>>,
+        wiring: &Wiring,
+        alive: &(dyn Fn() + Send + Sync),
+    ) -> Result<Payload, UpstreamError> {
+        let mut events = Events::default();
+        // Taken back with the call.
+        let mut questions = JoinSet::new();
+        let mut fruitless = 0;
+        loop {
+            let before = events.last_id();
+            let error = loop {
+                while let Some(event) = events.next() {
+                    if let Some(answer) =
+                        self.event(event, id, session, wiring, alive, &mut questions)
+                    {
+                        return Ok(answer);
+                    }
+                }
+                let chunk = tokio::select! {
+                    chunk = response.chunk() => chunk,
+                    Some(_) = questions.join_next() => continue,
+                    // The server waits for the client, not we for the server.
+                    () = tokio::time::sleep(SIGN_OF_LIFE), if !questions.is_empty() => {
+                        alive();
+                        continue;
+                    }
+                };
+                match chunk {
+                    Ok(Some(chunk)) => events.feed(&chunk).map_err(|error| {
+                        UpstreamError::caused(&self.service, Fault::Garbage, "too much", error)
+                    })?,
+                    Ok(None) => {
+                        let text = "the stream ended before the answer";
+                        break UpstreamError::fault(&self.service, Fault::Eof, text);
+                    }
+                    Err(error) => break fault(&self.service, error),
+                }
+            };
+            let error = error.come_back_after(events.retry());
+            let last = events.last_id();
+            fruitless = if last == before { fruitless + 1 } else { 0 };
+            let pause = events.retry().unwrap_or_default();
+            if pause > LONGEST_PAUSE || fruitless > FRUITLESS {
+                return Err(error);
+            }
+            let (Some(session), Some(last)) = (session.filter(|s| !s.peer.modern), last) else {
+                return Err(error);
+            };
+            tokio::time::sleep(pause).await;
+            match self.listening(session, Some(last)).send().await {
+                Ok(again) if again.status().is_success() && is_stream(&again) => response = again,
+                Ok(_) | Err(_) => return Err(error),
+            }
+            events = events.reopened();
         }
     }
 

@@ -251,7 +251,7 @@ impl Stdio {
             }
             Err(error) => {
                 self.report(&starts, &chain(&error));
-                Err(error)
+                Err(error.before_asking(name))
             }
         }
     }
