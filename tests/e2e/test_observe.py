@@ -75,6 +75,10 @@ def test_status_events_and_explain_tell_in_a_terminal_what_saved_a_call(write_co
         as_json = json.loads(run("explain", call, *here, "--json").stdout)
         assert as_json["explanation"]["attempts"][0]["target"] == "primary"
 
+        slip = run("events", *here, "--only", "call_savd")
+        assert slip.returncode == 1
+        assert 'there is no event "call_savd": did you mean "call_saved"?' in slip.stderr
+
         status = run("status", *here).stdout
         assert 'target "primary": its circuit is open' in status
         assert 'calls go to "secondary"' in status

@@ -217,6 +217,12 @@ mod tests {
             changed,
             "# mine\n[retry.TimeoutError] # slow ones\nmax_retries = 2 # enough\ndelays = [\"1s\", 2.5]\n\n[health]\nrise = 1\n"
         );
+        let set = json!({ "max_retries": null, "jitter": "full" });
+        let changed = edited(TEXT, "TimeoutError", set).unwrap();
+        assert_eq!(
+            changed,
+            "# mine\n[retry.TimeoutError] # slow ones\njitter = \"full\"\n\n[health]\nrise = 1\n"
+        );
         // A list over several lines is one value.
         let many = "[retry.X]\ndelays = [\n  1, # a\n  2,\n]\njitter = \"full\"\n";
         let set = json!({ "delays": null, "max_retries": 1 });

@@ -27,53 +27,53 @@ fn wrong(text: &str, said: &str) {
     assert!(found[0].is_error());
 }
 
+const EVERYTHING: &str = r#"
+description = "d"
+duration = "2m"
+seed = 7
+latency = "80ms"
+[[calls]]
+group = "search"
+operation = "look"
+per_second = 0.5
+from = "1s"
+until = "1m"
+repeat = "unsafe"
+arguments = { q = 1 }
+[[fault]]
+target = "search-us"
+group = "search"
+operation = "lo*"
+from = "10s"
+until = "1m30s"
+every = "20s"
+lasts = "5s"
+share = 0.5
+beyond = "3/s"
+http = 429
+latency = "20ms"
+message = "slow down"
+retry_after = "4s"
+probes = true
+[[fault]]
+kind = "TeamQuota"
+[[fault]]
+target = "others"
+transport = "reset"
+[[fault]]
+target = "all"
+json_rpc = -32000
+[[fault]]
+tool_error = "no"
+[[fault]]
+silent = true
+[[fault]]
+latency = "3s"
+"#;
+
 #[test]
 fn every_key_is_read() {
-    let read = read(
-        r#"
-        description = "d"
-        duration = "2m"
-        seed = 7
-        latency = "80ms"
-        [[calls]]
-        group = "search"
-        operation = "look"
-        per_second = 0.5
-        from = "1s"
-        until = "1m"
-        repeat = "unsafe"
-        arguments = { q = 1 }
-        [[fault]]
-        target = "search-us"
-        group = "search"
-        operation = "lo*"
-        from = "10s"
-        until = "1m30s"
-        every = "20s"
-        lasts = "5s"
-        share = 0.5
-        beyond = "3/s"
-        http = 429
-        latency = "20ms"
-        message = "slow down"
-        retry_after = "4s"
-        probes = true
-        [[fault]]
-        kind = "TeamQuota"
-        [[fault]]
-        target = "others"
-        transport = "reset"
-        [[fault]]
-        target = "all"
-        json_rpc = -32000
-        [[fault]]
-        tool_error = "no"
-        [[fault]]
-        silent = true
-        [[fault]]
-        latency = "3s"
-        "#,
-    );
+    let read = read(EVERYTHING);
     assert_eq!(read.diagnostics, []);
     let scenario = read.scenario;
     let seconds = Duration::from_secs;
@@ -107,6 +107,16 @@ fn every_key_is_read() {
     assert_eq!(scenario.faults[1].target, Selection::First);
     let probes: Vec<bool> = scenario.faults.iter().map(|fault| fault.probes).collect();
     assert_eq!(probes, [true, false, true, false, false, true, false]);
+}
+
+#[test]
+fn the_example_of_the_documentation_is_right() {
+    let text = include_str!("../scenario.md");
+    let (_, block) = text.split_once("```toml\n").unwrap();
+    let (block, _) = block.split_once("\n```").unwrap();
+    let read = read(block);
+    assert_eq!(read.diagnostics, []);
+    assert_eq!(read.scenario.faults.len(), 2);
 }
 
 #[test]
@@ -174,6 +184,15 @@ fn each_mistake_is_told_with_its_place_and_the_nearest_name() {
     );
     wrong("duration = '1m'\nfault = 3\n", "a list of tables is wanted");
     wrong("[[fault]\n", "not TOML");
+}
+
+#[test]
+fn a_file_that_ends_anywhere_is_read_as_far_as_it_can_be() {
+    for (end, _) in EVERYTHING.char_indices() {
+        for found in read(&EVERYTHING[..end]).diagnostics {
+            assert!(found.line > 0 && !found.message.is_empty(), "{found}");
+        }
+    }
 }
 
 #[test]
