@@ -117,7 +117,9 @@ fn service_spec(service: &Service) -> Result<ServiceSpec, String> {
                 url,
                 headers: map,
                 reread,
-                oauth: oauth.as_ref().map(OAuthSpec::from_config),
+                oauth: oauth
+                    .as_ref()
+                    .map(|oauth| Box::new(OAuthSpec::from_config(oauth))),
             }
         }
     };

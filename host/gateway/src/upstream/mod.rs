@@ -96,7 +96,7 @@ pub enum TransportSpec {
         /// Where they come from, if they may be others by the time the server refuses them.
         reread: Option<Reread>,
         /// How to sign in where it asks for that.
-        oauth: Option<OAuthSpec>,
+        oauth: Option<Box<OAuthSpec>>,
     },
 }
 

@@ -70,10 +70,10 @@ impl Credentials {
         url: &Url,
         headers: HeaderMap,
         reread: Option<Reread>,
-        oauth: Option<OAuthSpec>,
+        oauth: Option<Box<OAuthSpec>>,
     ) -> Self {
         let headers = Arc::new(ArcSwap::from_pointee(headers));
-        let oauth = oauth.map(|spec| OAuth::new(url.clone(), spec, headers.clone()));
+        let oauth = oauth.map(|spec| OAuth::new(url.clone(), *spec, headers.clone()));
         Self {
             headers,
             reread,
