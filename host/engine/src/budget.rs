@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::nanos::nanos;
+
 /// The unit of account: 1/1000 of a retry.
 const UNIT: i64 = 1000;
 
@@ -126,7 +128,8 @@ pub struct RetryBudget {
 enum Account {
     Ratio {
         start: Instant,
-        slot: Duration,
+        /// The length of a slot, in nanoseconds.
+        slot: u64,
         /// What one call brings, in units.
         deposit: i64,
         /// What is always there within one window, in units.
@@ -170,7 +173,7 @@ impl RetryBudget {
                 ratio,
             } => Account::Ratio {
                 start: now,
-                slot: ttl / SLOTS,
+                slot: nanos(ttl / SLOTS),
                 deposit: units(ratio),
                 reserve: units(f64::from(reserve_per_second) * ttl.as_secs_f64()),
                 slots: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -307,8 +310,8 @@ fn units(amount: f64) -> i64 {
 }
 
 /// The number of the slot that `now` falls into; an instant before the start counts as the start.
-fn generation(start: Instant, slot: Duration, now: Instant) -> u32 {
-    let slots = now.saturating_duration_since(start).as_nanos() / slot.as_nanos().max(1);
+fn generation(start: Instant, slot: u64, now: Instant) -> u32 {
+    let slots = nanos(now.saturating_duration_since(start)) / slot.max(1);
     u32::try_from(slots).unwrap_or(u32::MAX)
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::call::{Attempt, AttemptRecord, Degraded, RepeatSafety};
 use crate::detect::Detector;
@@ -58,7 +57,7 @@ pub trait Exchange: Send + Sync {
     /// back at its end. Default: the target answered well.
     fn settle(&self, answer: &mut Self::Answer, permit: Permit, took: Duration) {
         let _ = answer;
-        permit.succeeded(Instant::now(), took);
+        permit.answered(took);
     }
 
     /// The request's arguments as JSON, for strategies that look at them and for the visited set.

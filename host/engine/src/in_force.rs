@@ -181,9 +181,12 @@ impl Current {
 pub(crate) struct Budgets {
     /// What groups without targets share, and what the budget of a new group is made after.
     nowhere: Arc<RetryBudget>,
-    table: ArcSwap<HashMap<Arc<str>, Arc<RetryBudget>>>,
+    table: ArcSwap<Table>,
     writing: Mutex<()>,
 }
+
+/// The hash is a fast one: every call looks its group up, and only groups with targets come in.
+type Table = HashMap<Arc<str>, Arc<RetryBudget>, foldhash::fast::RandomState>;
 
 impl Budgets {
     pub(crate) fn new(policy: BudgetPolicy) -> Result<Self, BuildError> {

@@ -164,6 +164,7 @@ mod kind;
 #[cfg(feature = "mcp")]
 pub mod mcp;
 pub mod metrics;
+mod nanos;
 pub mod operation;
 #[cfg(all(feature = "config", feature = "component"))]
 pub mod plugins;

@@ -26,13 +26,11 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, SharedString, Unit, counter, gauge, histogram};
-use tokio::time::Instant;
-
 use crate::call::{Attempt, AttemptKind, Level};
 use crate::circuit::CircuitState;
 use crate::event::EventKind;
 use crate::registry::Target;
+use metrics::{Counter, Histogram, SharedString, Unit, counter, gauge, histogram};
 
 /// How long calls took, from the caller's side.
 pub const CALL_DURATION: &str = "backstop.call.duration";
@@ -164,7 +162,7 @@ impl Meter {
     }
 
     /// A call was answered by its first attempt.
-    pub(crate) fn call_answered(self, target: &Target, level: Level, started: Instant) {
+    pub(crate) fn call_answered(self, target: &Target, level: Level, took: Duration) {
         if !self.on {
             return;
         }
@@ -180,7 +178,7 @@ impl Meter {
                 histogram!(CALL_DURATION, "group" => text(&target.spec.group),
                     "level" => level.as_str(), "outcome" => "ok")
             })
-            .record(started.elapsed());
+            .record(took);
     }
 
     /// A strategy has decided, or failed to.

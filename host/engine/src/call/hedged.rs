@@ -25,6 +25,8 @@ pub(super) enum First<A, E> {
     Answered {
         answer: A,
         by: Attempt,
+        /// When it came.
+        at: Instant,
         other: Option<Box<Other<A, E>>>,
     },
     Failed {
@@ -46,9 +48,10 @@ impl<A, E> First<A, E> {
 
     pub(super) fn only(tried: Tried<A, E>, attempt: Attempt) -> Self {
         match tried {
-            Tried::Good { answer } => Self::Answered {
+            Tried::Good { answer, at } => Self::Answered {
                 answer,
                 by: attempt,
+                at,
                 other: None,
             },
             Tried::Bad { failure, raw, took } => Self::Failed {
@@ -248,9 +251,10 @@ impl<A, E> Results<A, E> {
         let original = (first, self.original);
         let Some(second) = second else {
             return match original {
-                (by, Some(Tried::Good { answer })) => First::Answered {
+                (by, Some(Tried::Good { answer, at })) => First::Answered {
                     answer,
                     by,
+                    at,
                     other: None,
                 },
                 (attempt, tried) => {
@@ -277,7 +281,12 @@ impl<A, E> Results<A, E> {
             given_up,
         }));
         match last {
-            (by, Some(Tried::Good { answer })) => First::Answered { answer, by, other },
+            (by, Some(Tried::Good { answer, at })) => First::Answered {
+                answer,
+                by,
+                at,
+                other,
+            },
             (attempt, tried) => {
                 let (made, failure, _) = ended(attempt, tried);
                 First::Failed {

@@ -11,10 +11,11 @@ mod recover;
 mod surroundings;
 mod types;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -44,6 +45,8 @@ use recover::{Recovery, Setting};
 enum Tried<A, E> {
     Good {
         answer: A,
+        /// When it came.
+        at: Instant,
     },
     Bad {
         failure: Failure,
@@ -143,15 +146,19 @@ impl Engine {
         };
         if let First::Answered { answer, by, .. } = &first {
             budget.call_succeeded();
-            self.keep_good(exchange, &facts, &facts.group, by, request, answer);
+            if in_force.cache.is_some() {
+                self.keep_good(exchange, &facts, &facts.group, by, request, answer);
+            }
         }
         if let First::Answered {
             answer,
             by,
+            at,
             other: None,
         } = first
         {
-            shared.meter.call_answered(&by.target, facts.level, started);
+            let took = at.saturating_duration_since(started);
+            shared.meter.call_answered(&by.target, facts.level, took);
             return Ok(Outcome {
                 answer,
                 id: facts.id,
@@ -184,12 +191,17 @@ impl Engine {
         mut permit: Permit,
     ) -> Tried<X::Answer, X::Error> {
         if permit.target().is_limited() {
-            let entered = permit.enter(attempt.queue_until()).await;
-            let now = Instant::now();
-            let took = attempt.begin(now);
-            // A place that comes free at the last moment comes too late.
-            let in_time = || (now < attempt.deadline).then_some(()).ok_or_else(no_time);
-            if let Err(failure) = entered.and_then(|()| in_time()) {
+            let (entered, took) = match permit.try_enter(attempt.started) {
+                Some(entered) => (entered, Duration::ZERO),
+                None => {
+                    let entered = permit.enter(attempt.queue_until()).await;
+                    let now = Instant::now();
+                    // A place that comes free at the last moment comes too late.
+                    let in_time = || (now < attempt.deadline).then_some(()).ok_or_else(no_time);
+                    (entered.and_then(|()| in_time()), attempt.begin(now))
+                }
+            };
+            if let Err(failure) = entered {
                 return Tried::Bad {
                     failure,
                     raw: None,
@@ -210,9 +222,10 @@ impl Engine {
         let (failure, raw) = match result {
             Some(raw) => match (exchange.classify(raw.as_ref(), &in_force.detector), raw) {
                 (None, Ok(mut answer)) => {
+                    permit.note_answer(now);
                     exchange.settle(&mut answer, permit, took);
                     self.shared.meter.attempt_answered(attempt);
-                    return Tried::Good { answer };
+                    return Tried::Good { answer, at: now };
                 }
                 (Some(mut failure), raw) => {
                     attempt.target.spec.correct(&mut failure);
@@ -302,6 +315,10 @@ fn no_time() -> Failure {
 /// Waits for an attempt, for as long as it shows life within its timeout, never past the deadline.
 async fn wait<T>(send: impl Future<Output = T>, attempt: &Attempt) -> Option<T> {
     let mut send = pin!(send);
+    // What is answered at once needs no timer.
+    if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx))).await {
+        return Some(result);
+    }
     loop {
         let until = attempt.limit();
         match timeout_at(until, send.as_mut()).await {

@@ -162,7 +162,9 @@ impl<'a, X: Exchange> Recovery<'a, X> {
 
     pub(super) async fn run(mut self, first: First<X::Answer, X::Error>) -> Ended<X> {
         let mut failure = match first {
-            First::Answered { answer, by, other } => {
+            First::Answered {
+                answer, by, other, ..
+            } => {
                 if let Some(other) = other {
                     self.note_other(*other);
                 }
@@ -259,7 +261,7 @@ impl<'a, X: Exchange> Recovery<'a, X> {
             )
             .await
         {
-            Tried::Good { answer } => {
+            Tried::Good { answer, .. } => {
                 self.budget.call_succeeded();
                 self.engine.keep_good(
                     self.exchange,

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::nanos::nanos;
+
 const BUCKETS: u64 = 10;
 const FULL: u64 = 0xffff;
 
@@ -15,10 +17,10 @@ pub(super) struct Window {
 
 impl Window {
     fn tick(at: Duration, window: Duration) -> u64 {
-        let length = (window.as_nanos() / u128::from(BUCKETS)).max(1);
+        let length = (nanos(window) / BUCKETS).max(1);
         // From 1 on: a bucket never used has tick 0. The shortest tick is 0.1 s, so 32 bits wrap after
         // 13 years.
-        (at.as_nanos() / length) as u64 % u64::from(u32::MAX) + 1
+        nanos(at) / length % u64::from(u32::MAX) + 1
     }
 
     /// Counts one result at a time since the circuit's beginning.

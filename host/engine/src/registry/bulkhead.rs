@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::failure::{Failure, Origin};
 use crate::kind::Kind;
+use crate::nanos::nanos;
 
 /// How many requests one target is sent at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,20 @@ impl Bulkhead {
             .map_or(0, |concurrency| concurrency.waiting.load(Ordering::Relaxed))
     }
 
+    /// Takes a place that is free at `now`, and says that it may not be used where the rate forbids it;
+    /// `None` where there is a wait. `Ok(None)` inside where places are not limited.
+    pub(super) fn try_enter(
+        &self,
+        target: &str,
+        now: Instant,
+    ) -> Option<Result<Option<Place>, Failure>> {
+        let place = match &self.concurrency {
+            None => None,
+            Some(concurrency) => Some(concurrency.try_enter()?),
+        };
+        Some(self.within_rate(target, now).map(|()| place))
+    }
+
     /// Takes a place, waiting for one until `until`. `Ok(None)` where places are not limited.
     pub(super) async fn enter(
         &self,
@@ -107,12 +122,16 @@ impl Bulkhead {
                 None => Box::pin(concurrency.wait(target, until)).await?,
             }),
         };
-        if let Some(rate) = &self.rate {
-            // Last, so that a request that finds no place does not use the target's rate up.
-            rate.take(Instant::now())
-                .map_err(|wait| rate.exceeded(target, wait))?;
-        }
+        self.within_rate(target, Instant::now())?;
         Ok(place)
+    }
+
+    /// Counts a request against the rate. Last, so that one that finds no place does not use it up.
+    fn within_rate(&self, target: &str, now: Instant) -> Result<(), Failure> {
+        let Some(rate) = &self.rate else {
+            return Ok(());
+        };
+        rate.take(now).map_err(|wait| rate.exceeded(target, wait))
     }
 }
 
@@ -221,10 +240,6 @@ impl Rate {
             )
         }
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn overloaded(message: String) -> Failure {

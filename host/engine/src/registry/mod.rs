@@ -97,7 +97,9 @@ pub enum RegistryError {
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
     targets: BTreeMap<Arc<str>, Arc<Target>>,
-    groups: HashMap<Arc<str>, Group>,
+    /// Looked up by every call. Only names of targets' groups come in, so that nobody can choose names that
+    /// collide, and the hash need not be a slow one.
+    groups: HashMap<Arc<str>, Group, foldhash::fast::RandomState>,
 }
 
 impl Snapshot {

@@ -16,6 +16,7 @@ use crate::circuit::{
 use crate::failure::Failure;
 use crate::health::{Health, HealthConfig, HealthStatus};
 use crate::metrics::TargetMeter;
+use crate::nanos::nanos;
 use crate::random::Random;
 
 /// What the targets of one registry have in common.
@@ -380,6 +381,7 @@ impl Target {
             target: self.clone(),
             ticket,
             settled: false,
+            answered_at: None,
             place: None,
         };
         if let Some(transition) = transition {
@@ -499,13 +501,34 @@ impl Target {
         }
     }
 
-    fn settle(&self, ticket: &Ticket, result: Option<Verdict>, now: Instant) -> bool {
+    /// Gives a request's ticket back with its result. Says whether the result counted.
+    fn settle(
+        &self,
+        ticket: &Ticket,
+        verdict: impl FnOnce(&CircuitConfig) -> Verdict,
+        now: Instant,
+    ) -> bool {
+        self.settle_with(ticket, |config| Some(verdict(config)), now)
+    }
+
+    /// The same without a result; then the time plays no part.
+    fn take_back(&self, ticket: &Ticket) {
+        self.settle_with(ticket, |_| None, self.state.shared.epoch);
+    }
+
+    fn settle_with(
+        &self,
+        ticket: &Ticket,
+        verdict: impl FnOnce(&CircuitConfig) -> Option<Verdict>,
+        now: Instant,
+    ) -> bool {
         let shared = &self.state.shared;
         let config = shared.config.load();
+        let circuit_config = self.circuit_config(&config);
         let (counted, transition) = self.state.circuit.settle(
             ticket,
-            result,
-            self.circuit_config(&config),
+            verdict(circuit_config),
+            circuit_config,
             now,
             &*shared.random,
             |cause| self.leave_to_open(&config, cause),
@@ -579,6 +602,7 @@ pub struct Permit {
     target: Arc<Target>,
     ticket: Ticket,
     settled: bool,
+    answered_at: Option<Instant>,
     place: Option<Place>,
 }
 
@@ -602,24 +626,37 @@ impl Permit {
         Ok(())
     }
 
-    fn verdict(&self, latency: Duration) -> Verdict {
-        let config = self.target.state.shared.config.load();
-        let slow_after = self.target.circuit_config(&config).slow_after;
-        match slow_after {
-            Some(slow) if latency >= slow => Verdict::Slow,
-            _ => Verdict::Well,
-        }
+    /// Takes a place that is free at `now`. `None`: there is a wait, see [`enter`](Self::enter).
+    pub(crate) fn try_enter(&mut self, now: Instant) -> Option<Result<(), Failure>> {
+        let Some(bulkhead) = &self.target.bulkhead else {
+            return Some(Ok(()));
+        };
+        let entered = bulkhead.try_enter(&self.target.name, now)?;
+        Some(entered.map(|place| self.place = place))
+    }
+
+    /// Says when the answer came, for [`answered`](Self::answered).
+    pub(crate) fn note_answer(&mut self, now: Instant) {
+        self.answered_at = Some(now);
+    }
+
+    /// The target has just answered well, after `latency`.
+    pub fn answered(self, latency: Duration) {
+        // The engine has looked at the clock when the answer came, and to look is not cheap.
+        let now = self.answered_at.unwrap_or_else(Instant::now);
+        self.succeeded(now, latency);
     }
 
     /// The target answered well, after `latency`.
     pub fn succeeded(mut self, now: Instant, latency: Duration) {
         self.settled = true;
-        if self
-            .target
-            .settle(&self.ticket, Some(self.verdict(latency)), now)
-        {
+        let verdict = |config: &CircuitConfig| match config.slow_after {
+            Some(slow) if latency >= slow => Verdict::Slow,
+            _ => Verdict::Well,
+        };
+        if self.target.settle(&self.ticket, verdict, now) {
             let mean = &self.target.state.latency;
-            let newest = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let newest = nanos(latency).max(1);
             let old = mean.load(Ordering::Relaxed);
             // Two at the same moment may lose one: it is a mean.
             mean.store(
@@ -644,16 +681,14 @@ impl Permit {
         } else {
             Verdict::Well
         };
-        self.target.settle(&self.ticket, Some(verdict), now);
+        self.target.settle(&self.ticket, |_| verdict, now);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.settled {
-            // The time plays no part where there is no result.
-            self.target
-                .settle(&self.ticket, None, self.target.state.shared.epoch);
+            self.target.take_back(&self.ticket);
         }
         self.target.leave();
     }
