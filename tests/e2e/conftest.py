@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from processes import BACKSTOP, EVERYTHING, PLUGINS, ROOT, TARGET, TIME, EverythingHttp
+from processes import BACKSTOP, EVERYTHING, PLUGINS, ROOT, TARGET, TIME, EverythingHttp, TinyServer
 
 
 def pytest_configure():
@@ -27,6 +27,13 @@ def write_config(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def servers():
+    """A primary and a secondary tiny server."""
+    with TinyServer("primary") as primary, TinyServer("secondary") as secondary:
+        yield primary, secondary
 
 
 @pytest.fixture

@@ -227,6 +227,15 @@ def service(name, **keys):
     return table("[[service]]", name=name, **keys)
 
 
+def who(servers):
+    """The group `who` of two servers, the first preferred."""
+    primary, secondary = servers
+    return [
+        service("primary", group="who", url=primary.url, priority=1, trusted=True),
+        service("secondary", group="who", url=secondary.url, trusted=True),
+    ]
+
+
 def stdio_service(name, parameters, **keys):
     """A service which backstop starts as the client would have."""
     if parameters.env:

@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from admin import ADMIN, Observed, text
-from processes import BACKSTOP, TinyServer, free_port, run, service, table, wait_until
+from processes import BACKSTOP, free_port, run, table, wait_until, who
 
 # One failure opens a circuit, and health checks do not interfere.
 STEADY = table("[circuit]", consecutive_failures=1, open_for="60s") + table(
@@ -18,20 +18,8 @@ STEADY = table("[circuit]", consecutive_failures=1, open_for="60s") + table(
 )
 
 
-@pytest.fixture
-def servers():
-    with TinyServer("primary") as primary, TinyServer("secondary") as secondary:
-        yield primary, secondary
-
-
 def configured(write_config, servers, *parts):
-    primary, secondary = servers
-    return write_config(
-        STEADY,
-        *parts,
-        service("primary", group="who", url=primary.url, priority=1, trusted=True),
-        service("secondary", group="who", url=secondary.url, trusted=True),
-    )
+    return write_config(STEADY, *parts, *who(servers))
 
 
 def test_status_events_and_explain_tell_in_a_terminal_what_saved_a_call(write_config, servers):

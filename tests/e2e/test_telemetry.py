@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from admin import ADMIN, Observed, text
-from processes import Gateway, TinyServer, service, table, wait_until
+from processes import Gateway, table, wait_until, who
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -76,20 +76,8 @@ def collector():
         yield collector
 
 
-@pytest.fixture
-def servers():
-    with TinyServer("primary") as primary, TinyServer("secondary") as secondary:
-        yield primary, secondary
-
-
 def configured(write_config, servers, *parts):
-    primary, secondary = servers
-    return write_config(
-        table("[health]", interval="1h"),
-        *parts,
-        service("primary", group="who", url=primary.url, priority=1, trusted=True),
-        service("secondary", group="who", url=secondary.url, trusted=True),
-    )
+    return write_config(table("[health]", interval="1h"), *parts, *who(servers))
 
 
 class Unobserved(Gateway):

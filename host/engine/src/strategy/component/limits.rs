@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The period of the clock that interrupts strategies: as long as this one may hold a thread of the host,
-/// however many calls wait for it. Half of it as long, a slow strategy on a busy machine would wait for its turn
-/// twice as often.
+/// The period of the clock that interrupts strategies. This long one may hold a thread of the host at most,
+/// however many calls wait for it; the shorter it is, the more often a slow strategy waits for its turn.
 pub(super) const TICK: Duration = Duration::from_millis(5);
 
 /// What one strategy may use. Every field has a default; sizes are in bytes, times in milliseconds.
