@@ -25,9 +25,11 @@ pub(crate) async fn complete(
 ) -> Result<McpAnswer, UpstreamError> {
     let client = request.wiring.client.as_deref();
     let sampling = upstream.sampling();
-    // What a client of the newest era can do, it says with each request.
-    let samples = request.params.as_ref().is_some_and(declares_sampling);
-    let is_the_models = |method: &str| !samples && sampling.answers(method, client);
+    let is_the_models = |method: &str| {
+        sampling.answers(method, client)
+            // What a client of the newest era can do, it says with each request.
+            && !request.params.as_ref().is_some_and(declares_sampling)
+    };
     for _ in 0..MAX_ROUNDS {
         let Payload::Result(result) = &answer.payload else {
             break;

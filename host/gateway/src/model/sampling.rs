@@ -32,9 +32,8 @@ pub(crate) struct Sampling(OnceLock<Arc<Models>>);
 
 impl fmt::Debug for Sampling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on = self.group().is_some();
         f.debug_struct("Sampling")
-            .field("on", &on)
+            .field("on", &self.is_on())
             .finish_non_exhaustive()
     }
 }
@@ -53,19 +52,22 @@ impl Sampling {
 
     /// Whether a question of a server is the models' to answer. `client` is the one it would go to.
     pub(crate) fn answers(&self, method: &str, client: Option<&Client>) -> bool {
-        method == METHOD
-            && client.is_none_or(|client| !client.declares(CAPABILITY))
-            && self.group().is_some()
+        method == METHOD && client.is_none_or(|client| !client.declares(CAPABILITY)) && self.is_on()
+    }
+
+    /// Whether the operator wants the models to answer.
+    pub(crate) fn is_on(&self) -> bool {
+        self.group().is_some()
     }
 
     /// The capabilities of a client, with what the models add to them.
     pub(crate) fn added_to(&self, capabilities: Json) -> Json {
-        if capabilities.member(CAPABILITY).is_some() {
-            return capabilities;
-        }
         let Some((models, group)) = self.group() else {
             return capabilities;
         };
+        if capabilities.member(CAPABILITY).is_some() {
+            return capabilities;
+        }
         let known = models.exchange.known();
         let mut of_group = known.groups.get(&group).into_iter().flatten();
         let tools = of_group.any(|model| model.spec.tools);

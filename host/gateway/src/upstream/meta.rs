@@ -48,25 +48,26 @@ pub(super) fn translate(
 
     let version = Json::of(MODERN);
     let hello = asker.and_then(Client::hello).filter(|_| modern);
-    let said = |name: &str| hello.and_then(|hello| hello.member(name));
-    let client = said("clientInfo").unwrap_or_else(|| Json::of(&server_info()));
-    let said_again = present.member(META_CAPABILITIES);
-    let capabilities = said_again.clone().or_else(|| said("capabilities"));
-    let capabilities = sampling.added_to(capabilities.unwrap_or_else(|| empty.clone()));
+    let said_before = |name: &str| hello.and_then(|hello| hello.member(name));
+    let client = (modern && !has(META_CLIENT))
+        .then(|| said_before("clientInfo").unwrap_or_else(|| Json::of(&server_info())));
+    // What the client has said itself changes only where something is added to it.
+    let capabilities = (modern && (!has(META_CAPABILITIES) || sampling.is_on())).then(|| {
+        let said = present.member(META_CAPABILITIES);
+        let said = said.or_else(|| said_before("capabilities"));
+        sampling.added_to(said.unwrap_or_else(|| empty.clone()))
+    });
     let level = asker.and_then(|asker| asker.log_level.name()).map(Json::of);
     let token = token.map(|token| Json::of(&token));
     let mut edits: Vec<(&str, Option<&Json>)> = Vec::new();
     if modern {
         edits.push((META_VERSION, Some(&version)));
-        if !has(META_CLIENT) {
-            edits.push((META_CLIENT, Some(&client)));
-        }
-        if !said_again
-            .as_ref()
-            .is_some_and(|said| *said == capabilities)
-        {
-            edits.push((META_CAPABILITIES, Some(&capabilities)));
-        }
+        edits.extend(client.as_ref().map(|client| (META_CLIENT, Some(client))));
+        edits.extend(
+            capabilities
+                .as_ref()
+                .map(|capabilities| (META_CAPABILITIES, Some(capabilities))),
+        );
         if level.is_some() && !has(META_LOG_LEVEL) {
             edits.push((META_LOG_LEVEL, level.as_ref()));
         }
