@@ -174,7 +174,7 @@ pub fn ours(runtime: &Runtime) -> Ours {
 }
 
 /// Waits until an instance is ready, which is made beside the call.
-async fn ready(strategy: &ComponentStrategy) {
+pub async fn ready(strategy: &ComponentStrategy) {
     while strategy.ready() == 0 {
         tokio::task::yield_now().await;
     }

@@ -2,8 +2,10 @@
 //!
 //! `backstop-bench GUEST OUT [--short] [SECTION...]`: GUEST is the peer's plugin, OUT the folder for
 //! `bench.json` and `bench.svg`; sections are `happy`, `decision`, `failing` and `scale`.
+//! `backstop-bench --count BUDGET` counts instructions instead, and holds them against a budget.
 #![allow(clippy::expect_used, clippy::print_stdout, clippy::panic)]
 
+mod count;
 mod decision;
 mod failing;
 mod floor;
@@ -16,6 +18,7 @@ mod report;
 mod scale;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use measure::Sample;
 use plot::Plot;
@@ -24,22 +27,32 @@ use report::{Machine, Report};
 #[global_allocator]
 static ALLOCATOR: measure::Counting = measure::Counting;
 
-fn main() {
+fn main() -> ExitCode {
     let (options, words): (Vec<_>, Vec<_>) = std::env::args()
         .skip(1)
         .partition(|word| word.starts_with("--"));
-    let [guest, out, sections @ ..] = &*words else {
-        panic!("usage: backstop-bench GUEST OUT [--short] [SECTION...]")
-    };
-    let short = options.iter().any(|option| option == "--short");
-    let is_wanted = |name: &str| sections.is_empty() || sections.iter().any(|word| word == name);
-    let rounds = if short { 600 } else { 3_000 };
-
+    let is_given = |name: &str| options.iter().any(|option| option == name);
+    if is_given("--count") {
+        let [budget] = &*words else {
+            panic!("usage: backstop-bench --count BUDGET")
+        };
+        return count::check(Path::new(budget));
+    }
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(&backstop::metrics::DURATION_BUCKETS)
         .expect("buckets")
         .install_recorder()
         .expect("a recorder");
+    if is_given("--counted") {
+        count::run();
+        return ExitCode::SUCCESS;
+    }
+    let [guest, out, sections @ ..] = &*words else {
+        panic!("usage: backstop-bench GUEST OUT [--short] [SECTION...]")
+    };
+    let short = is_given("--short");
+    let is_wanted = |name: &str| sections.is_empty() || sections.iter().any(|word| word == name);
+    let rounds = if short { 600 } else { 3_000 };
     let upkeep = || recorder.run_upkeep();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -95,6 +108,7 @@ fn main() {
         "{cores} cores, {processor}; load at the end {load}\n\n{}",
         report.table()
     );
+    ExitCode::SUCCESS
 }
 
 fn median(samples: &[Sample], name: &str) -> f64 {
