@@ -1,11 +1,14 @@
 //! Clients that call a tool over and over, and check each answer.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
+
+use crate::pipe::Pipe;
 
 /// How long each turn takes, and how many there are.
 #[derive(Clone, Copy)]
@@ -16,24 +19,45 @@ pub(crate) struct Plan {
 
 /// Where clients send their calls.
 #[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) url: String,
-    /// The tool, as it is called there.
-    pub(crate) tool: String,
+pub(crate) enum Endpoint {
+    Http {
+        url: String,
+        /// The tool, as it is called there.
+        tool: String,
+    },
+    /// The program itself, over its standard input and output.
+    Pipe(PathBuf),
 }
 
-/// One client with a session of its own.
+/// One client.
+enum Caller {
+    /// With a session of its own.
+    Http(Session),
+    Pipe(Arc<Pipe>),
+}
+
+impl Caller {
+    async fn call(&self, id: u64, size: usize) -> anyhow::Result<()> {
+        match self {
+            Self::Http(session) => session.call(id, size).await,
+            Self::Pipe(pipe) => pipe.call(size).await,
+        }
+    }
+}
+
 struct Session {
     client: Client,
-    endpoint: Arc<Endpoint>,
+    url: String,
+    tool: String,
     id: Option<String>,
 }
 
 impl Session {
-    async fn open(client: &Client, endpoint: &Arc<Endpoint>) -> anyhow::Result<Self> {
+    async fn open(client: &Client, url: &str, tool: &str) -> anyhow::Result<Self> {
         let mut session = Self {
             client: client.clone(),
-            endpoint: endpoint.clone(),
+            url: url.to_owned(),
+            tool: tool.to_owned(),
             id: None,
         };
         let hello = json!({ "protocolVersion": "2025-11-25", "capabilities": {},
@@ -56,7 +80,7 @@ impl Session {
         }
         let mut request = self
             .client
-            .post(&self.endpoint.url)
+            .post(&self.url)
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
             .body(message.to_string());
@@ -71,7 +95,7 @@ impl Session {
 
     /// One call, its answer checked.
     async fn call(&self, id: u64, size: usize) -> anyhow::Result<()> {
-        let params = json!({ "name": self.endpoint.tool, "arguments": { "size": size } });
+        let params = json!({ "name": self.tool, "arguments": { "size": size } });
         let response = self.post("tools/call", params, Some(id)).send().await?;
         let status = response.status();
         let body = response.bytes().await?;
@@ -92,21 +116,26 @@ pub(crate) struct Turn {
     pub(crate) per_second: f64,
 }
 
-/// Waits until calls are answered there.
-pub(crate) async fn until_ready(endpoint: &Arc<Endpoint>) -> anyhow::Result<()> {
+/// Waits until calls are answered there, and looks so often.
+pub(crate) async fn until_ready(endpoint: &Endpoint, pause: Duration) -> anyhow::Result<()> {
     let client = client()?;
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         let tried = async {
-            let session = Session::open(&client, endpoint).await?;
-            session.call(1, 100).await
+            let caller = match endpoint {
+                Endpoint::Http { url, tool } => {
+                    Caller::Http(Session::open(&client, url, tool).await?)
+                }
+                Endpoint::Pipe(program) => Caller::Pipe(Arc::new(Pipe::open(program)?)),
+            };
+            caller.call(1, 100).await
         };
         match tokio::time::timeout(Duration::from_secs(5), tried).await {
             Ok(Ok(())) => return Ok(()),
             tried if Instant::now() > end => {
                 return tried.context("no answer")?.context("no good answer");
             }
-            _ => tokio::time::sleep(Duration::from_millis(200)).await,
+            _ => tokio::time::sleep(pause).await,
         }
     }
 }
@@ -120,24 +149,34 @@ fn client() -> anyhow::Result<Client> {
         .build()?)
 }
 
-/// Clients that have their sessions, ready to call.
+/// Clients that are ready to call.
 pub(crate) struct Load {
-    sessions: Vec<Arc<Session>>,
+    callers: Vec<Arc<Caller>>,
     size: usize,
 }
 
 impl Load {
     pub(crate) async fn open(
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Endpoint,
         clients: usize,
         size: usize,
     ) -> anyhow::Result<Self> {
-        let client = client()?;
-        let mut sessions = Vec::new();
-        for _ in 0..clients {
-            sessions.push(Arc::new(Session::open(&client, endpoint).await?));
+        let mut callers = Vec::new();
+        match endpoint {
+            Endpoint::Http { url, tool } => {
+                let client = client()?;
+                for _ in 0..clients {
+                    callers.push(Arc::new(Caller::Http(
+                        Session::open(&client, url, tool).await?,
+                    )));
+                }
+            }
+            Endpoint::Pipe(program) => {
+                let pipe = Arc::new(Pipe::open(program)?);
+                callers.extend((0..clients).map(|_| Arc::new(Caller::Pipe(pipe.clone()))));
+            }
         }
-        let load = Self { sessions, size };
+        let load = Self { callers, size };
         // Connections, caches and just-in-time compilers.
         load.turn(Duration::from_millis(300)).await?;
         Ok(load)
@@ -147,15 +186,15 @@ impl Load {
     pub(crate) async fn turn(&self, time: Duration) -> anyhow::Result<Turn> {
         let began = Instant::now();
         let clients: Vec<_> = self
-            .sessions
+            .callers
             .iter()
-            .map(|session| {
-                let (session, size) = (session.clone(), self.size);
+            .map(|caller| {
+                let (caller, size) = (caller.clone(), self.size);
                 tokio::spawn(async move {
                     let mut times = Vec::new();
                     while began.elapsed() < time {
                         let asked = Instant::now();
-                        session.call(times.len() as u64 + 1, size).await?;
+                        caller.call(times.len() as u64 + 1, size).await?;
                         times.push(u64::try_from(asked.elapsed().as_nanos())?);
                     }
                     anyhow::Ok(times)

@@ -3,10 +3,13 @@
 //! All of them stand in front of the same server, one after another in short turns, so that whatever
 //! the machine does besides hits all alike. The figures are ratios taken in one run.
 
+mod failing;
 mod load;
 mod peers;
+mod pipe;
 mod report;
 mod server;
+mod start;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,7 +58,7 @@ enum Command {
 async fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Http { port, sse } => server::http(port, sse).await,
-        Command::Stdio => server::stdio().await,
+        Command::Stdio => server::stdio(),
         Command::Run {
             backstop,
             peers,

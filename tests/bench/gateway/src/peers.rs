@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -51,7 +50,7 @@ pub(crate) struct Places<'a> {
 
 /// A proxy that runs, until it is dropped.
 pub(crate) struct Running {
-    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Endpoint,
     _child: Option<Child>,
 }
 
@@ -70,8 +69,6 @@ impl Proxy {
     /// Whether it can stand in front of such a server.
     pub(crate) fn suits(self, behind: &Behind) -> bool {
         match (self, behind) {
-            // Over a pipe there is no second client to compare with.
-            (Self::Direct, Behind::Stdio(_)) => false,
             // These two are there to put a child process behind HTTP.
             (Self::PythonMcpProxy | Self::Supergateway, Behind::Http(_)) => false,
             _ => true,
@@ -94,13 +91,13 @@ impl Proxy {
         let mut tool = "echo".to_owned();
         let mut command = match self {
             Self::Direct => {
-                let Behind::Http(behind) = behind else {
-                    anyhow::bail!("there is no direct way to a child process");
+                let endpoint = match behind {
+                    Behind::Http(url) => Endpoint::Http {
+                        url: url.clone(),
+                        tool,
+                    },
+                    Behind::Stdio(program) => Endpoint::Pipe(program.clone()),
                 };
-                let endpoint = Arc::new(Endpoint {
-                    url: behind.clone(),
-                    tool,
-                });
                 return Ok(Running {
                     endpoint,
                     _child: None,
@@ -114,11 +111,7 @@ impl Proxy {
                     }
                 };
                 let config = format!("[[service]]\nname = \"bench\"\ntrusted = true\n{how}\n");
-                let config = written("backstop.toml", config)?;
-                let mut command = Command::new(places.backstop);
-                command.arg("serve").arg("--config").arg(config);
-                command.args(["--listen", &format!("127.0.0.1:{port}")]);
-                command
+                return backstop(&config, places);
             }
             Self::RustMcpProxy => {
                 let how = match behind {
@@ -185,10 +178,42 @@ impl Proxy {
             .spawn()
             .with_context(|| format!("{} cannot be started", self.name()))?;
         Ok(Running {
-            endpoint: Arc::new(Endpoint { url, tool }),
+            endpoint: Endpoint::Http { url, tool },
             _child: Some(child),
         })
     }
+}
+
+/// The program with this configuration.
+pub(crate) fn backstop(config: &str, places: &Places<'_>) -> anyhow::Result<Running> {
+    let port = free_port()?;
+    let path = places.scratch.join(format!("{port}-backstop.toml"));
+    std::fs::write(&path, config).with_context(|| path.display().to_string())?;
+    let log = std::fs::File::create(places.scratch.join(format!("{port}.log")))?;
+    let child = Command::new(places.backstop)
+        .arg("serve")
+        .arg("--config")
+        .arg(path)
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .context("backstop cannot be started")?;
+    let endpoint = Endpoint::Http {
+        url: format!("http://127.0.0.1:{port}/mcp"),
+        tool: "echo".to_owned(),
+    };
+    Ok(Running {
+        endpoint,
+        _child: Some(child),
+    })
+}
+
+/// An address where nobody listens.
+pub(crate) fn nowhere() -> anyhow::Result<String> {
+    Ok(format!("http://127.0.0.1:{}/mcp", free_port()?))
 }
 
 /// The server itself, over HTTP.

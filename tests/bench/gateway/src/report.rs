@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::load::{self, Load, Plan};
 use crate::peers::{ALL, Behind, Places, Proxy, Running, server};
+use crate::{failing, start};
 
 /// A server behind the proxies, and what is asked of it.
 struct Scene {
@@ -18,6 +20,9 @@ struct Scene {
     size: usize,
     clients: &'static [usize],
 }
+
+/// How often a proxy that has been started is asked whether it is ready.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 const SCENES: [Scene; 5] = [
     scene("HTTP, JSON, 100 B", false, false, 100, &[1, 8, 64, 256]),
@@ -88,7 +93,7 @@ pub(crate) async fn run(
                 continue;
             }
             let started = proxy.start(&behind, &places).await?;
-            let ready = load::until_ready(&started.endpoint).await;
+            let ready = load::until_ready(&started.endpoint, LOOK_AGAIN).await;
             ready.with_context(|| format!("{}: {}", scene.name, proxy.name()))?;
             running.push((proxy, started));
         }
@@ -98,8 +103,13 @@ pub(crate) async fn run(
             all.extend(measured);
         }
     }
+    let failing = failing::measure(&places, plan).await?;
+    print!("{failing}");
+    let start = start::measure(&places, plan.turns).await?;
+    print!("{start}");
     let path = out.join("gateway.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&all)?)?;
+    let whole = json!({ "loads": all, "failing": failing, "start": start });
+    std::fs::write(&path, serde_json::to_vec_pretty(&whole)?)?;
     println!("figures in {}", path.display());
     Ok(())
 }
@@ -144,14 +154,7 @@ async fn measure(
     for ((proxy, _), mut one) in running.iter().zip(measured) {
         one.times.sort_unstable();
         one.rates.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let last = one.times.len().saturating_sub(1);
-            let place = (last as f64 * share).round() as usize;
-            one.times
-                .get(place)
-                .map_or(f64::NAN, |time| *time as f64 / 1e3)
-        };
-        let median = at(0.5);
+        let median = at(&one.times, 0.5);
         if *proxy == Proxy::Direct {
             direct = Some(median);
         }
@@ -161,7 +164,7 @@ async fn measure(
             proxy: proxy.name(),
             calls: one.times.len(),
             median,
-            p99: at(0.99),
+            p99: at(&one.times, 0.99),
             per_second: one.rates.get(one.rates.len() / 2).copied().unwrap_or(0.0),
             added_median: direct
                 .filter(|_| *proxy != Proxy::Direct)
@@ -170,6 +173,13 @@ async fn measure(
         });
     }
     all
+}
+
+/// Microseconds at this place among times in nanoseconds that are in order.
+pub(crate) fn at(times: &[u64], share: f64) -> f64 {
+    let last = times.len().saturating_sub(1);
+    let place = (last as f64 * share).round() as usize;
+    times.get(place).map_or(f64::NAN, |time| *time as f64 / 1e3)
 }
 
 fn table(figures: &[Figures]) -> String {

@@ -1,5 +1,7 @@
 //! The server behind every proxy: as little work as an MCP server can do.
 
+use std::io::{BufRead as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,7 +13,6 @@ use axum::routing::post;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -78,14 +79,14 @@ pub(crate) async fn http(port: u16, sse: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) async fn stdio() -> anyhow::Result<()> {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    let mut out = tokio::io::stdout();
-    while let Some(line) = lines.next_line().await? {
-        if let Some(mut text) = answer(line.as_bytes()) {
+/// Without a runtime, which would read and write on threads of its own.
+pub(crate) fn stdio() -> anyhow::Result<()> {
+    // Not the buffer of `std::io::stdout`, which copies each line once more.
+    let mut out = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    for line in std::io::stdin().lock().lines() {
+        if let Some(mut text) = answer(line?.as_bytes()) {
             text.push('\n');
-            out.write_all(text.as_bytes()).await?;
-            out.flush().await?;
+            out.write_all(text.as_bytes())?;
         }
     }
     Ok(())
