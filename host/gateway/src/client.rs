@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use backstop::mcp::rpc;
@@ -93,6 +93,7 @@ pub(crate) struct Client {
     sole: bool,
     /// The parameters of its `initialize`, with the version agreed on.
     hello: OnceLock<Json>,
+    can_be_asked: AtomicBool,
     /// Where what belongs to no call goes.
     out: mpsc::Sender<Bytes>,
     requests: Mutex<HashMap<Bytes, CancellationToken>>,
@@ -147,6 +148,7 @@ impl Client {
             log_level: LogLevel::default(),
             sole,
             hello: OnceLock::new(),
+            can_be_asked: AtomicBool::new(false),
             out,
             requests: Mutex::default(),
             asked: Mutex::default(),
@@ -164,7 +166,12 @@ impl Client {
         let hello = params
             .unwrap_or(&empty)
             .with_members(&[("protocolVersion", Some(&version)), ("_meta", None)]);
-        let _ = self.hello.set(hello);
+        let declared = hello.member("capabilities");
+        let any = |declared| Members::of(declared).is_some_and(|any| !any.0.is_empty());
+        let can_be_asked = declared.as_ref().is_some_and(any);
+        if self.hello.set(hello).is_ok() {
+            self.can_be_asked.store(can_be_asked, Ordering::Release);
+        }
     }
 
     /// The parameters of `initialize`, where it speaks the era with sessions.
@@ -179,10 +186,7 @@ impl Client {
 
     /// Whether it can be asked questions, and so needs connections of its own.
     pub(crate) fn can_be_asked(&self) -> bool {
-        let declared = self.hello().and_then(|hello| hello.member("capabilities"));
-        declared.is_some_and(|declared| {
-            Members::of(&declared).is_some_and(|members| !members.0.is_empty())
-        })
+        self.can_be_asked.load(Ordering::Acquire)
     }
 
     /// Its own connection to a server, made by `make` where there is none yet; that is given the one whose

@@ -182,8 +182,11 @@ impl Exchange for McpExchange {
         {
             self.catalog_of(request).doubt_tools(name);
         }
-        let answer = McpAnswer::new(payload);
-        let mut answer = rounds::complete(&upstream, request, answer, &alive).await?;
+        let mut answer = McpAnswer::new(payload);
+        if answer.head.input_required {
+            let whole = rounds::complete(&upstream, request, answer, &alive);
+            answer = Box::pin(whole).await?;
+        }
         let client = request.wiring.client.as_ref();
         if let Payload::Result(result) = &answer.payload
             && client.is_some_and(|client| client.hello().is_some())

@@ -24,6 +24,7 @@ use crate::model::{ModelSpec, Models};
 use crate::probe::Probes;
 use crate::router::{Asker, Router};
 use crate::upstream::{Heard, ServiceSpec, UpstreamError};
+use crate::workers::Workers;
 
 /// Unasked messages of servers that may wait to be spread.
 const HEARD_QUEUE: usize = 256;
@@ -190,6 +191,12 @@ impl Gateway {
         self.router.sampling.by(models.clone());
         self.models = Some(models);
         Ok(self)
+    }
+
+    /// Serves connections over HTTP, and servers that are child processes, on these threads from now on; the
+    /// first that are given stay. Without any they are served on the runtime that serves the front.
+    pub fn use_workers(&self, workers: Workers) {
+        let _ = self.router.workers.set(workers);
     }
 
     /// The engine.

@@ -24,8 +24,10 @@ mod router;
 pub mod simulate;
 pub mod telemetry;
 pub mod upstream;
+mod workers;
 
 pub use exchange::{McpAnswer, McpRequest};
 pub use front::http::{HttpOptions, Limits};
 pub use front::tls::{Tls, TlsError};
 pub use gateway::{Gateway, GatewayError, ToolCallError};
+pub use workers::Workers;

@@ -1,6 +1,7 @@
 //! `backstop serve`: the gateway itself.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use backstop::health::HealthChecker;
 use backstop::plugins::WatchOptions;
-use backstop_gateway::HttpOptions;
+use backstop_gateway::{HttpOptions, Workers};
 use tokio::net::TcpListener;
 
 use super::host::Host;
@@ -42,8 +43,13 @@ pub(super) async fn run(path: &Path, front: Front, strict: bool) -> anyhow::Resu
         terminal::complain("backstop: not started, because of --strict");
         return Ok(ExitCode::from(USAGE));
     }
-    if matches!(front, Front::Stdio) {
-        host.gateway.expect_one_client();
+    match front {
+        Front::Stdio => host.gateway.expect_one_client(),
+        Front::Http(_) => {
+            let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+            let workers = Workers::start(threads).context("the threads of the HTTP front")?;
+            host.gateway.use_workers(workers);
+        }
     }
     let mut observing = observe::start(&host, otlp)?;
     let live = host.live(path).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::app::App;
 use super::tls::Tls;
 use crate::catalog::sent_fields;
 use crate::client::{Client, Running};
@@ -154,7 +155,7 @@ impl std::fmt::Debug for HttpOptions {
     }
 }
 
-struct Front {
+pub(super) struct Front {
     router: Arc<Router>,
     options: Arc<ArcSwap<HttpOptions>>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
@@ -203,6 +204,7 @@ pub(crate) async fn serve(
     let (path, shutdown) = (started_with.path.clone(), router.closing.clone());
     let limits = started_with.limits;
     let tls = started_with.tls.clone().map(|tls| tls.0);
+    let workers = router.workers.clone();
     let front = Arc::new(Front {
         router,
         options,
@@ -210,16 +212,16 @@ pub(crate) async fn serve(
     });
     let expiry = tokio::spawn(expire(Arc::downgrade(&front)));
     let _expiry = AbortOnDropHandle::new(expiry);
-    let mut app = axum::Router::new()
-        .route(&path, axum::routing::any(handle))
-        .with_state(front.clone());
+    let mut others = axum::Router::new();
     if let Some(models) = models {
-        let current = front.clone();
+        let (current, at_the_door) = (front.clone(), front.clone());
         let limit = Arc::new(move || current.body_limit());
-        let guard = Arc::new(move |parts: &Parts| front.refusal(parts));
-        app = app.merge(crate::model::front::routes(models, guard, limit));
+        let guard = Arc::new(move |parts: &Parts| at_the_door.refusal(parts));
+        others = crate::model::front::routes(models, guard, limit);
     }
-    super::serve::serve(listener, tls, limits, app, shutdown).await
+    let app = App::new(front, &path, others);
+    let workers = workers.get();
+    super::serve::serve(listener, tls, limits, app, shutdown, workers).await
 }
 
 /// Forgets sessions whose clients have gone without a word.
@@ -241,7 +243,7 @@ async fn expire(front: Weak<Front>) {
     }
 }
 
-async fn handle(State(front): State<Arc<Front>>, request: Request) -> Response {
+pub(super) async fn handle(front: Arc<Front>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     match front.refusal(&parts) {
         None => {}

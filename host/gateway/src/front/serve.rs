@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -15,7 +14,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::app::App;
 use super::http::Limits;
+use crate::workers::Workers;
 
 /// What a client is told for which there is no room.
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
@@ -34,8 +35,9 @@ pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     limits: Limits,
-    app: Router,
+    app: App,
     closing: CancellationToken,
+    workers: Option<&Workers>,
 ) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(limits.max_connections));
     let connections = TaskTracker::new();
@@ -59,14 +61,20 @@ pub(super) async fn serve(
             connections.spawn(send_away(stream, tls.is_none()));
             continue;
         };
+        // Small answers must not wait for an acknowledgement (40 ms on some clients).
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
         let (builder, tls) = (builder.clone(), tls.clone());
         let (app, closing) = (app.clone(), closing.clone());
-        connections.spawn(async move {
+        // It is waited for where it is served.
+        let stream = stream.into_std();
+        let connection = async move {
             let _permit = permit;
-            // Small answers must not wait for an acknowledgement (40 ms on some clients).
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "TCP_NODELAY");
-            }
+            let stream = match stream.and_then(TcpStream::from_std) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%error, "a connection cannot be served"),
+            };
             let Some(tls) = tls else {
                 let spoken = tokio::time::timeout(limits.idle, speaks_http2(&stream));
                 match spoken.await {
@@ -84,7 +92,12 @@ pub(super) async fn serve(
                 Ok(Err(error)) => tracing::debug!(%error, "TLS was not agreed"),
                 Err(_) => tracing::debug!("a client was slow to agree on TLS"),
             }
-        });
+        };
+        let connection = connections.track_future(connection);
+        match workers {
+            Some(workers) => workers.run(connection),
+            None => drop(tokio::spawn(connection)),
+        }
     }
     connections.close();
     connections.wait().await;
@@ -128,7 +141,7 @@ async fn converse(
     builder: Builder<TokioExecutor>,
     http2: bool,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    app: Router,
+    app: App,
     closing: CancellationToken,
 ) {
     let builder = match http2 {

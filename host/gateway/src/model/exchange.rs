@@ -12,7 +12,7 @@ use backstop::registry::Permit;
 use backstop::{Exchange, Failure, Kind, Origin};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, Url};
+use reqwest::{Response, Url};
 use tokio::time::{Instant, timeout_at};
 
 use super::anthropic;
@@ -42,7 +42,7 @@ const PASSED_ON: [HeaderName; 2] = [
 #[derive(Debug)]
 pub(crate) struct Model {
     pub(crate) spec: ModelSpec,
-    client: Client,
+    clients: http::Clients,
 }
 
 /// What a model answered.
@@ -93,12 +93,12 @@ impl Known {
             let model = match old.by_name.get(&name) {
                 Some(old) if old.spec == spec => old.clone(),
                 _ => {
-                    let client = http::client(&spec.base_url);
-                    let client = client.map_err(|source| GatewayError::Client {
+                    let clients = http::Clients::new(&spec.base_url);
+                    let clients = clients.map_err(|source| GatewayError::Client {
                         service: name.clone(),
                         source,
                     })?;
-                    Arc::new(Model { spec, client })
+                    Arc::new(Model { spec, clients })
                 }
             };
             groups
@@ -397,7 +397,8 @@ impl Model {
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         headers.extend(otlp::header_fields());
         let sent = self
-            .client
+            .clients
+            .here()
             .post(below(&self.spec.base_url, path))
             .headers(headers)
             .body(body)
@@ -411,7 +412,13 @@ impl Model {
         let key = self.key().await?;
         let headers = self.headers(key.as_deref())?;
         let models = below(&self.spec.base_url, "models");
-        let sent = self.client.get(models).headers(headers).send().await;
+        let sent = self
+            .clients
+            .here()
+            .get(models)
+            .headers(headers)
+            .send()
+            .await;
         self.received(sent, key).await.map(drop)
     }
 

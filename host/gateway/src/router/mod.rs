@@ -12,7 +12,7 @@ mod survey;
 
 use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,7 @@ use crate::model::Sampling;
 use crate::otlp;
 use crate::telemetry::{Good, error_type};
 use crate::upstream::{META_VERSION, MODERN, Sole, Unasked, Upstream, Wiring};
+use crate::workers::Workers;
 
 /// Exchanges in several rounds whose server is remembered.
 const ROUNDS_REMEMBERED: usize = 1024;
@@ -109,6 +110,8 @@ pub(crate) struct Router {
     /// Clients that share connections and asked for log messages.
     loggers: Mutex<Vec<Weak<Client>>>,
     pub(crate) sole: Arc<Sole>,
+    /// The threads that serve connections and child processes, where there are any.
+    pub(crate) workers: Arc<OnceLock<Workers>>,
     /// What answers for clients that cannot sample.
     pub(crate) sampling: Arc<Sampling>,
     /// Set when the gateway shuts down.
@@ -171,6 +174,7 @@ impl Router {
             surveyed: Mutex::default(),
             changing: Mutex::default(),
             sole: Arc::default(),
+            workers: Arc::default(),
             sampling: Arc::default(),
             closing: CancellationToken::new(),
             good: Good::default(),

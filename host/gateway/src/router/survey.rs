@@ -59,6 +59,7 @@ impl Router {
                             heard.clone(),
                             self.sole.clone(),
                             self.sampling.clone(),
+                            self.workers.clone(),
                             before,
                         )
                     };

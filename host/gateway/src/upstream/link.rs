@@ -1,27 +1,31 @@
 //! A connection to a server, whatever carries it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::http::{Credentials, Http};
+use super::http::{Clients, Credentials, Http};
 use super::stdio::Stdio;
 use super::watch::{Watches, Watching};
 use super::{Peer, ServiceSpec, Side, TransportSpec, UpstreamError, Wiring};
 use crate::envelope::{Json, Payload};
+use crate::workers::Workers;
 
 /// What connections to one server are made with.
 #[derive(Debug)]
 pub(super) enum Maker {
-    Stdio,
-    Http(reqwest::Client, Arc<Credentials>),
+    Stdio(Arc<OnceLock<Workers>>),
+    Http(reqwest::Url, Clients, Arc<Credentials>),
 }
 
 impl Maker {
-    pub(super) fn new(spec: &ServiceSpec) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(
+        spec: &ServiceSpec,
+        workers: Arc<OnceLock<Workers>>,
+    ) -> Result<Self, reqwest::Error> {
         Ok(match &spec.transport {
-            TransportSpec::Stdio { .. } => Self::Stdio,
+            TransportSpec::Stdio { .. } => Self::Stdio(workers),
             TransportSpec::Http {
                 url,
                 headers,
@@ -30,7 +34,7 @@ impl Maker {
             } => {
                 let (headers, reread) = (headers.clone(), reread.clone());
                 let credentials = Credentials::new(url, headers, reread, oauth.clone());
-                Self::Http(super::http::client(url)?, Arc::new(credentials))
+                Self::Http(url.clone(), Clients::new(url)?, Arc::new(credentials))
             }
         })
     }
@@ -46,18 +50,20 @@ impl Maker {
     ) -> Arc<Link> {
         let watches = before.map(|before| before.watches.clone());
         let watches = watches.unwrap_or_default();
-        let transport = match (self, &spec.transport) {
-            (Self::Http(client, credentials), TransportSpec::Http { url, .. }) => {
-                Transport::Http(Arc::new(Http::new(
-                    spec.name.clone(),
-                    url.clone(),
-                    credentials.clone(),
-                    client.clone(),
-                    side.clone(),
-                    watches.clone(),
-                )))
+        let transport = match self {
+            Self::Http(url, clients, credentials) => Transport::Http(Arc::new(Http::new(
+                spec.name.clone(),
+                url.clone(),
+                credentials.clone(),
+                clients.clone(),
+                side.clone(),
+                watches.clone(),
+            ))),
+            Self::Stdio(workers) => {
+                let workers = workers.clone();
+                let stdio = Stdio::new(spec, side.clone(), watches.clone(), workers);
+                Transport::Stdio(Arc::new(stdio))
             }
-            _ => Transport::Stdio(Arc::new(Stdio::new(spec, side.clone(), watches.clone()))),
         };
         let link = Arc::new(Link {
             transport,

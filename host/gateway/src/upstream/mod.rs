@@ -35,6 +35,7 @@ use crate::client::{Client, LogLevel};
 use crate::envelope::{Json, Payload};
 use crate::model::Sampling;
 use crate::telemetry::Good;
+use crate::workers::Workers;
 pub use error::{Fault, UpstreamError};
 pub use http::{OAuthSpec, Reread};
 pub(crate) use link::Link;
@@ -183,9 +184,10 @@ impl Upstream {
         heard: mpsc::Sender<Heard>,
         sole: Arc<Sole>,
         sampling: Arc<Sampling>,
+        workers: Arc<OnceLock<Workers>>,
         before: Option<&Self>,
     ) -> Result<Self, reqwest::Error> {
-        let maker = link::Maker::new(&spec)?;
+        let maker = link::Maker::new(&spec, workers)?;
         let before = before.map(|before| &before.connections);
         let log_level = before
             .map(|before| before.log_level.clone())

@@ -79,7 +79,8 @@ impl Http {
     /// Opens a stream of a session, or goes on with one behind an event.
     pub(super) fn listening(&self, session: &Session, last: Option<Bytes>) -> RequestBuilder {
         let mut request = self
-            .client
+            .clients
+            .here()
             .get(self.url.clone())
             .headers(self.headers())
             .header(ACCEPT, "text/event-stream")

@@ -1,6 +1,7 @@
 //! A server behind streamable HTTP: each request is a POST, answered by JSON or by a stream of
 //! events that ends with the answer.
 
+mod clients;
 mod credentials;
 mod listen;
 mod oauth;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use backstop::mcp::rpc;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::{Client, RequestBuilder, Response, Url, redirect};
+use reqwest::{RequestBuilder, Response, Url};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -23,14 +24,14 @@ use super::{
     discovered, initialized, meta, name_of, refuses_what_it_speaks, watch::Watches,
 };
 use crate::envelope::{self, Envelope, Json, Payload};
+use clients::CONNECT_TIMEOUT;
+pub(crate) use clients::Clients;
 pub(in crate::upstream) use credentials::Credentials;
 use credentials::Refusal;
 pub use credentials::Reread;
 pub use oauth::OAuthSpec;
-use response::Resolver;
 pub(crate) use response::{ERROR_BODY_BYTES, body, fault};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The JSON-RPC code of what the transport of the TypeScript SDK and its examples refuse themselves.
 const TRANSPORT_REFUSAL: i64 = -32000;
 
@@ -45,7 +46,7 @@ pub(super) struct Http {
     service: Arc<str>,
     url: Url,
     credentials: Arc<Credentials>,
-    client: Client,
+    clients: Clients,
     next_id: AtomicU64,
     /// Held while a session is being made.
     greeting: tokio::sync::Mutex<()>,
@@ -86,38 +87,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A client for one server; all connections to it share one.
-pub(crate) fn client(url: &Url) -> Result<Client, reqwest::Error> {
-    // There is one retry loop, and credentials never follow a redirect to another host.
-    let same_origin = redirect::Policy::custom(|attempt| {
-        let from = attempt.previous().last().map(Url::origin);
-        if attempt.previous().len() < 5 && from == Some(attempt.url().origin()) {
-            attempt.follow()
-        } else {
-            attempt.stop()
-        }
-    });
-    let mut client = Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .redirect(same_origin)
-        .retry(reqwest::retry::never())
-        .tcp_nodelay(true)
-        .dns_resolver(Arc::new(Resolver));
-    if url
-        .host_str()
-        .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
-    {
-        client = client.no_proxy();
-    }
-    client.build()
-}
-
 impl Http {
     pub(super) fn new(
         service: Arc<str>,
         url: Url,
         credentials: Arc<Credentials>,
-        client: Client,
+        clients: Clients,
         side: Side,
         watches: Arc<Watches>,
     ) -> Self {
@@ -125,7 +100,7 @@ impl Http {
             service,
             url,
             credentials,
-            client,
+            clients,
             next_id: AtomicU64::new(1),
             greeting: tokio::sync::Mutex::default(),
             session: Mutex::default(),
@@ -192,7 +167,8 @@ impl Http {
     fn end_of(&self, session: &Session) -> Option<RequestBuilder> {
         session.ended.cancel();
         let request = self
-            .client
+            .clients
+            .here()
             .delete(self.url.clone())
             .headers(self.headers())
             .header(VERSION, session.version.clone())
@@ -444,10 +420,11 @@ impl Http {
             let scheme = challenge.get(..6);
             scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
         });
+        // Seldom, and far larger than all that is kept for other calls.
         let refused = self
             .credentials
             .refused(&self.service, known, status, bearer);
-        match refused.await {
+        match Box::pin(refused).await {
             Refusal::Renewed => Ok(true),
             Refusal::Final => Ok(false),
             Refusal::SignIn(address) => Err(UpstreamError::SignIn {
@@ -487,7 +464,8 @@ impl Http {
         headers: &[(HeaderName, HeaderValue)],
     ) -> RequestBuilder {
         let mut request = self
-            .client
+            .clients
+            .here()
             .post(self.url.clone())
             .headers(self.headers())
             .header(ACCEPT, "application/json, text/event-stream")

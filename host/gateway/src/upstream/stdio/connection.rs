@@ -21,6 +21,8 @@ use crate::envelope::{self, Envelope, Json, Payload};
 
 /// Notifications about one request that may wait; more are dropped, for they only tell progress.
 const PROGRESS_QUEUE: usize = 64;
+/// Messages that wait are written together, up to so many bytes: what a pipe takes at once.
+const WRITTEN_AT_ONCE: usize = 64 * 1024;
 /// How often a call that waits for its client is said to be alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
@@ -296,15 +298,18 @@ pub(super) async fn write(
     mut stdin: ChildStdin,
     ended: CancellationToken,
 ) {
+    let mut lines = Vec::new();
     while let Some(Some(message)) = ended.run_until_cancelled(outgoing.recv()).await {
-        // A message must be one line; inside JSON text a line feed can only be white space.
-        let mut line: Vec<u8> = message
-            .into_iter()
-            .map(|byte| if byte == b'\n' { b' ' } else { byte })
-            .collect();
-        line.push(b'\n');
+        lines.clear();
+        append_line(&mut lines, &message);
+        // What waits already goes with it.
+        while lines.len() < WRITTEN_AT_ONCE
+            && let Ok(message) = outgoing.try_recv()
+        {
+            append_line(&mut lines, &message);
+        }
         let written = async {
-            stdin.write_all(&line).await?;
+            stdin.write_all(&lines).await?;
             stdin.flush().await
         };
         if !matches!(ended.run_until_cancelled(written).await, Some(Ok(()))) {
@@ -312,6 +317,18 @@ pub(super) async fn write(
         }
     }
     // The reader sees the end of the process and tells everybody.
+}
+
+/// A message must be one line; inside JSON text a line feed can only be white space.
+fn append_line(lines: &mut Vec<u8>, message: &[u8]) {
+    let began = lines.len();
+    lines.extend_from_slice(message);
+    for byte in &mut lines[began..] {
+        if *byte == b'\n' {
+            *byte = b' ';
+        }
+    }
+    lines.push(b'\n');
 }
 
 pub(super) async fn read(

@@ -18,6 +18,7 @@ use backstop::random::Random;
 use futures_util::future::BoxFuture;
 use serde_json::json;
 use tokio::process::Command;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::envelope::{self, Json, Payload};
 use crate::exchange::chain;
+use crate::workers::Workers;
 use connection::{Connection, lock, log_lines, read, write};
 
 /// The pauses between starts of a process that keeps ending early: the first start after an end is
@@ -44,7 +46,7 @@ const CRASH_LOOP: u32 = 3;
 /// Lines of its standard error that are kept for such a report.
 const LAST_WORDS: usize = 10;
 /// Messages that may wait to be written; a process that does not read holds its callers back.
-const WRITE_QUEUE: usize = 64;
+const WRITE_QUEUE: usize = 1024;
 
 /// A child process and what is needed to start it again.
 pub(super) struct Stdio {
@@ -52,6 +54,9 @@ pub(super) struct Stdio {
     side: Side,
     watches: Arc<Watches>,
     random: Random,
+    workers: Arc<OnceLock<Workers>>,
+    /// Where it is attended to, where there are workers.
+    home: OnceLock<Option<Handle>>,
     last_words: LastWords,
     /// Starts it again whenever it has ended; there from the first start on.
     keeper: OnceLock<()>,
@@ -84,12 +89,19 @@ struct Starts {
 }
 
 impl Stdio {
-    pub(super) fn new(spec: &ServiceSpec, side: Side, watches: Arc<Watches>) -> Self {
+    pub(super) fn new(
+        spec: &ServiceSpec,
+        side: Side,
+        watches: Arc<Watches>,
+        workers: Arc<OnceLock<Workers>>,
+    ) -> Self {
         Self {
             spec: spec.clone(),
             side,
             watches,
             random: backstop::random::from_os(),
+            workers,
+            home: OnceLock::new(),
             last_words: LastWords::default(),
             keeper: OnceLock::new(),
             starting: tokio::sync::Mutex::default(),
@@ -178,7 +190,12 @@ impl Stdio {
         // On a task of its own: a caller that gives up must not undo what others wait for.
         let this = self.clone();
         let name = &self.spec.name;
-        let task = tokio::spawn(async move { this.start().await });
+        let home = || self.workers.get().and_then(Workers::for_process);
+        let started = async move { this.start().await };
+        let task = match self.home.get_or_init(home) {
+            Some(home) => home.spawn(started),
+            None => tokio::spawn(started),
+        };
         task.await.unwrap_or_else(|error| {
             Err(UpstreamError::caused(
                 name,
