@@ -205,6 +205,11 @@ impl RetryBudget {
         self.policy
     }
 
+    /// Whether [`call_succeeded`](Self::call_succeeded) plays a part.
+    pub(crate) fn counts_answers(&self) -> bool {
+        matches!(self.account, Account::Tokens { .. })
+    }
+
     /// Counts a call that begins, which is what [`BudgetPolicy::Ratio`] reckons by. Lock-free.
     pub fn call_began(&self, now: Instant) {
         if let Account::Ratio {

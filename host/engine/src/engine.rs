@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::budget::{BudgetError, BudgetPolicy, RetryBudget};
 use crate::cache::{CacheLimits, LastKnownGood};
+use crate::call::CallId;
 use crate::detect::{Detector, Pattern, PatternError, Patterns};
 use crate::event::{Event, EventKind, Events};
 use crate::failure::Failure;
@@ -80,11 +81,22 @@ pub(crate) struct Shared {
     pub(crate) current: Arc<Current>,
     pub(crate) strategies: StrategyManager,
     pub(crate) random: Random,
-    pub(crate) ids: AtomicU64,
+    pub(crate) ids: Ids,
     pub(crate) answer_times: AnswerTimes,
     pub(crate) meter: Meter,
     events: Arc<Events>,
     wall_clock: WallClock,
+}
+
+/// Numbers of calls. Written by every call, so apart from what every call reads: a line of the cache that one
+/// core writes is lost to the others.
+#[repr(align(128))]
+pub(crate) struct Ids(AtomicU64);
+
+impl Ids {
+    pub(crate) fn next(&self) -> CallId {
+        CallId(self.0.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -92,8 +104,22 @@ type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 impl Shared {
     /// The retry budget of a group, by the policies of a call.
     pub(crate) fn budget_of(&self, in_force: &InForce, group: &Arc<str>) -> Arc<RetryBudget> {
-        let is_unknown = || self.registry.list_group(group).is_empty();
+        let is_unknown = || !self.registry.has_group(group);
         in_force.budgets.of(group, is_unknown)
+    }
+
+    /// Counts a call that begins.
+    pub(crate) fn call_began(&self, in_force: &InForce, group: &Arc<str>, now: Instant) {
+        let is_unknown = || !self.registry.has_group(group);
+        let count = |budget: &Arc<RetryBudget>| budget.call_began(now);
+        in_force.budgets.with(group, is_unknown, count);
+    }
+
+    /// Counts a call that was answered.
+    pub(crate) fn call_succeeded(&self, in_force: &InForce, group: &Arc<str>) {
+        if in_force.budgets.counts_answers() {
+            self.budget_of(in_force, group).call_succeeded();
+        }
     }
 
     /// Counts what happened and tells the subscribers. Where neither is wanted, nothing is built.
@@ -412,7 +438,7 @@ impl EngineBuilder {
                 strategies: StrategyManager::of(current.clone()),
                 current,
                 random,
-                ids: AtomicU64::new(1),
+                ids: Ids(AtomicU64::new(1)),
                 answer_times: AnswerTimes::default(),
                 meter: self.meter,
                 events,

@@ -128,7 +128,8 @@ impl fmt::Debug for PolicyPlan {
     }
 }
 
-/// Everything a call goes by.
+/// Everything a call goes by. Aligned, as every call reads it, and writes the count of references beside it.
+#[repr(align(128))]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InForce {
     pub(crate) settings: Settings,
@@ -200,6 +201,11 @@ impl Budgets {
         self.nowhere.policy()
     }
 
+    /// Whether answers add to what may be spent.
+    pub(crate) fn counts_answers(&self) -> bool {
+        self.nowhere.counts_answers()
+    }
+
     /// The budget of a group; made when the group is first called. A group without targets gets no
     /// budget of its own, since names may come from outside, and yet is held to one: its calls may fall
     /// back to another group's operation.
@@ -208,12 +214,26 @@ impl Budgets {
         group: &Arc<str>,
         is_unknown: impl FnOnce() -> bool,
     ) -> Arc<RetryBudget> {
+        self.with(group, is_unknown, Arc::clone)
+    }
+
+    /// Looks at the budget of a group without a count of references, which all calls would share.
+    pub(crate) fn with<R>(
+        &self,
+        group: &Arc<str>,
+        is_unknown: impl FnOnce() -> bool,
+        look: impl FnOnce(&Arc<RetryBudget>) -> R,
+    ) -> R {
         if let Some(budget) = self.table.load().get(group) {
-            return budget.clone();
+            return look(budget);
         }
         if is_unknown() {
-            return self.nowhere.clone();
+            return look(&self.nowhere);
         }
+        look(&self.make(group))
+    }
+
+    fn make(&self, group: &Arc<str>) -> Arc<RetryBudget> {
         let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut table = HashMap::clone(&self.table.load());
         let budget = table

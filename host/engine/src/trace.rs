@@ -15,6 +15,7 @@
 
 use tracing::Span;
 use tracing::field::{Empty, display};
+use tracing::level_filters::LevelFilter;
 
 use crate::call::{Attempt, CallFacts, Failed, Outcome};
 use crate::failure::Failure;
@@ -26,7 +27,16 @@ pub const TARGET: &str = "backstop::trace";
 /// OpenTelemetry's status of a span that ended badly.
 const ERROR: &str = "ERROR";
 
+/// Whether anybody could want a span. Asked first, since a build in which the `log` feature of `tracing` is
+/// on makes the values of a span before it looks for somebody to tell.
+fn is_wanted() -> bool {
+    LevelFilter::current() >= LevelFilter::INFO
+}
+
 pub(crate) fn call(facts: &CallFacts) -> Span {
+    if !is_wanted() {
+        return Span::none();
+    }
     tracing::info_span!(
         target: TARGET,
         "call",
@@ -69,6 +79,9 @@ pub(crate) fn called<A, E>(span: &Span, result: &Result<Outcome<A>, Failed<A, E>
 }
 
 pub(crate) fn attempt(attempt: &Attempt) -> Span {
+    if !is_wanted() {
+        return Span::none();
+    }
     tracing::info_span!(
         target: TARGET,
         "attempt",

@@ -14,7 +14,6 @@ mod types;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -36,7 +35,7 @@ use crate::exchange::{Exchange, targets_of};
 use crate::failure::{Failure, Origin};
 use crate::in_force::InForce;
 use crate::kind::Kind;
-use crate::registry::{Permit, PickRequest};
+use crate::registry::{Permit, Pick, PickRequest};
 use crate::trace;
 use hedged::{First, Terms};
 use recover::{Recovery, Setting};
@@ -69,7 +68,7 @@ impl Engine {
         mut call: Call,
         request: &X::Request,
     ) -> Result<Outcome<X::Answer>, Failed<X::Answer, X::Error>> {
-        call.facts.id = CallId(self.shared.ids.fetch_add(1, Ordering::Relaxed));
+        call.facts.id = self.shared.ids.next();
         let span = trace::call(&call.facts);
         if span.is_disabled() {
             return self.carry_out(exchange, call, request).await;
@@ -102,8 +101,7 @@ impl Engine {
             .hedge
             .filter(|_| call.pin.is_none() && !call.no_fallback)
             .map(|hedge| (hedge, call.safety));
-        let budget = shared.budget_of(&in_force, &facts.group);
-        budget.call_began(started);
+        shared.call_began(&in_force, &facts.group, started);
 
         // A pinned exchange began at its target: nobody else can go on with it.
         let unsuited = match call.pin {
@@ -119,33 +117,36 @@ impl Engine {
         };
         let pick = shared
             .registry
-            .pick(&facts.group, &wanted, started, &mut || (shared.random)());
+            .pick_permit(&facts.group, &wanted, started, &mut || (shared.random)());
         let first = match pick {
             _ if timing.deadline <= started => First::nobody(no_time()),
             None => First::nobody(shared.nobody_to_ask(&facts.group)),
-            Some(pick) => match hedge.and_then(|hedge| self.hedging(exchange, hedge, &facts)) {
+            Some(permit) => match hedge.and_then(|hedge| self.hedging(exchange, hedge, &facts)) {
                 None => {
                     let kind = (1, AttemptKind::Original);
                     let operation = facts.operation.clone();
+                    let target = permit.target().clone();
                     let mut attempt =
-                        Attempt::new(&facts, pick.target, operation, kind, started, &timing);
-                    let tried =
-                        self.attempt(exchange, &in_force, &mut attempt, request, pick.permit);
+                        Attempt::new(&facts, target, operation, kind, started, &timing);
+                    let tried = self.attempt(exchange, &in_force, &mut attempt, request, permit);
                     First::only(tried.await, attempt)
                 }
                 Some(schedule) => {
+                    let budget = shared.budget_of(&in_force, &facts.group);
                     let terms = Terms {
                         timing: &timing,
                         in_force: &in_force,
                         budget: &budget,
                     };
+                    let target = permit.target().clone();
+                    let pick = Pick { target, permit };
                     let race = self.race(exchange, &facts, request, pick, schedule, terms);
                     Box::pin(race).await
                 }
             },
         };
         if let First::Answered { answer, by, .. } = &first {
-            budget.call_succeeded();
+            shared.call_succeeded(&in_force, &facts.group);
             if in_force.cache.is_some() {
                 self.keep_good(exchange, &facts, &facts.group, by, request, answer);
             }
@@ -171,10 +172,10 @@ impl Engine {
             safety: call
                 .safety
                 .unwrap_or_else(|| exchange.repeat_safety(&facts.operation)),
+            budget: shared.budget_of(&in_force, &facts.group),
             facts,
             timing,
             in_force,
-            budget,
             pin: call.pin,
             no_fallback: call.no_fallback,
         };

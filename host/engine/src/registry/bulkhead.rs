@@ -5,13 +5,12 @@
 //! host is overloaded, so that a strategy may ask elsewhere. Neither outcome speaks against the target.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
+use super::places::{Found, Places};
 use crate::failure::{Failure, Origin};
 use crate::kind::Kind;
 use crate::nanos::nanos;
@@ -45,14 +44,7 @@ pub(super) struct Bulkhead {
 #[derive(Debug)]
 struct Concurrency {
     limit: ConcurrencyLimit,
-    places: Arc<Semaphore>,
-    waiting: AtomicU32,
-}
-
-/// A request's place at a target, free again when it is dropped.
-#[derive(Debug)]
-pub(super) struct Place {
-    _permit: OwnedSemaphorePermit,
+    places: Places,
 }
 
 impl Bulkhead {
@@ -66,11 +58,8 @@ impl Bulkhead {
         }
         Some(Self {
             concurrency: concurrency.map(|limit| Concurrency {
-                places: Arc::new(Semaphore::new(
-                    (limit.max.get() as usize).min(Semaphore::MAX_PERMITS),
-                )),
+                places: Places::new(limit.max),
                 limit,
-                waiting: AtomicU32::new(0),
             }),
             rate: rate.map(|limit| Rate::new(limit, epoch)),
         })
@@ -80,7 +69,7 @@ impl Bulkhead {
     pub(super) fn has_room(&self, now: Instant) -> bool {
         self.concurrency
             .as_ref()
-            .is_none_or(|concurrency| concurrency.places.available_permits() > 0)
+            .is_none_or(|concurrency| concurrency.places.has_room())
             && self
                 .rate
                 .as_ref()
@@ -91,39 +80,41 @@ impl Bulkhead {
     pub(super) fn waiting(&self) -> u32 {
         self.concurrency
             .as_ref()
-            .map_or(0, |concurrency| concurrency.waiting.load(Ordering::Relaxed))
+            .map_or(0, |concurrency| concurrency.places.waiting())
     }
 
     /// Takes a place that is free at `now`, and says that it may not be used where the rate forbids it;
-    /// `None` where there is a wait. `Ok(None)` inside where places are not limited.
-    pub(super) fn try_enter(
-        &self,
-        target: &str,
-        now: Instant,
-    ) -> Option<Result<Option<Place>, Failure>> {
-        let place = match &self.concurrency {
-            None => None,
-            Some(concurrency) => Some(concurrency.try_enter()?),
-        };
-        Some(self.within_rate(target, now).map(|()| place))
+    /// `None` where there is a wait. After `Some(Ok(()))` the place must be [given back](Self::leave).
+    pub(super) fn try_enter(&self, target: &str, now: Instant) -> Option<Result<(), Failure>> {
+        if let Some(concurrency) = &self.concurrency
+            && !concurrency.places.try_take()
+        {
+            return None;
+        }
+        Some(self.within_rate_or_leave(target, now))
     }
 
-    /// Takes a place, waiting for one until `until`. `Ok(None)` where places are not limited.
-    pub(super) async fn enter(
-        &self,
-        target: &str,
-        until: Instant,
-    ) -> Result<Option<Place>, Failure> {
-        let place = match &self.concurrency {
-            None => None,
-            Some(concurrency) => Some(match concurrency.try_enter() {
-                Some(place) => place,
-                // Apart, so that calls that need not wait do not carry the wait's state.
-                None => Box::pin(concurrency.wait(target, until)).await?,
-            }),
-        };
-        self.within_rate(target, Instant::now())?;
-        Ok(place)
+    /// Takes a place, waiting for one until `until`. After `Ok(())` it must be
+    /// [given back](Self::leave).
+    pub(super) async fn enter(&self, target: &str, until: Instant) -> Result<(), Failure> {
+        if let Some(concurrency) = &self.concurrency
+            && !concurrency.places.try_take()
+        {
+            // Apart, so that calls that need not wait do not carry the wait's state.
+            Box::pin(concurrency.wait(target, until)).await?;
+        }
+        self.within_rate_or_leave(target, Instant::now())
+    }
+
+    /// Gives a place back.
+    pub(super) fn leave(&self) {
+        if let Some(concurrency) = &self.concurrency {
+            concurrency.places.give_back();
+        }
+    }
+
+    fn within_rate_or_leave(&self, target: &str, now: Instant) -> Result<(), Failure> {
+        self.within_rate(target, now).inspect_err(|_| self.leave())
     }
 
     /// Counts a request against the rate. Last, so that one that finds no place does not use it up.
@@ -136,48 +127,20 @@ impl Bulkhead {
 }
 
 impl Concurrency {
-    fn try_enter(&self) -> Option<Place> {
-        let permit = self.places.clone().try_acquire_owned().ok()?;
-        Some(Place { _permit: permit })
-    }
-
-    async fn wait(&self, target: &str, until: Instant) -> Result<Place, Failure> {
-        let max = self.limit.max;
-        let Some(_waiting) = Waiting::begin(&self.waiting, self.limit.queue) else {
-            return Err(overloaded(match self.limit.queue {
-                0 => format!("{target} is busy with {max} requests, all it is given at once"),
-                queue => format!(
-                    "{target} is busy with {max} requests, all it is given at once, and {queue} more wait in its queue"
-                ),
-            }));
-        };
-        match timeout_at(until, self.places.clone().acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(Place { _permit: permit }),
-            // It is never closed.
-            Ok(Err(_)) | Err(_) => Err(overloaded(format!(
+    async fn wait(&self, target: &str, until: Instant) -> Result<(), Failure> {
+        let ConcurrencyLimit { max, queue } = self.limit;
+        match self.places.take(queue, until).await {
+            Found::Place => Ok(()),
+            Found::FullQueue if queue == 0 => Err(overloaded(format!(
+                "{target} is busy with {max} requests, all it is given at once"
+            ))),
+            Found::FullQueue => Err(overloaded(format!(
+                "{target} is busy with {max} requests, all it is given at once, and {queue} more wait in its queue"
+            ))),
+            Found::NoneInTime => Err(overloaded(format!(
                 "{target} is busy with {max} requests, all it is given at once, and no place became free in time"
             ))),
         }
-    }
-}
-
-/// One place in a queue.
-struct Waiting<'a>(&'a AtomicU32);
-
-impl<'a> Waiting<'a> {
-    fn begin(waiting: &'a AtomicU32, most: u32) -> Option<Self> {
-        waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |there| {
-                (there < most).then_some(there + 1)
-            })
-            .ok()
-            .map(|_| Self(waiting))
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -248,6 +211,8 @@ fn overloaded(message: String) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout_at;
+
     use super::*;
 
     fn bulkhead(max: u32, queue: u32) -> Bulkhead {
@@ -262,14 +227,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beyond_the_limit_requests_wait_in_order_and_beyond_the_queue_they_fail_at_once() {
         let bulkhead = bulkhead(1, 1);
-        let first = bulkhead.enter("a", soon()).await.unwrap();
+        bulkhead.enter("a", soon()).await.unwrap();
         let began = Instant::now();
         let (second, third) = tokio::join!(bulkhead.enter("a", soon()), async {
             tokio::task::yield_now().await;
             assert_eq!(bulkhead.waiting(), 1);
             let third = bulkhead.enter("a", soon()).await;
             assert_eq!(began.elapsed(), Duration::ZERO);
-            drop(first);
+            bulkhead.leave();
             third
         });
         assert!(second.is_ok());
@@ -288,7 +253,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_a_place_ends_in_time_and_leaves_the_queue() {
         let bulkhead = bulkhead(1, 5);
-        let place = bulkhead.enter("a", soon()).await.unwrap();
+        bulkhead.enter("a", soon()).await.unwrap();
         let began = Instant::now();
         assert!(bulkhead.enter("a", soon()).await.is_err());
         assert_eq!(began.elapsed(), Duration::from_secs(1));
@@ -296,7 +261,7 @@ mod tests {
         let _ = timeout_at(Instant::now(), bulkhead.enter("a", soon())).await;
         assert_eq!(bulkhead.waiting(), 0);
         assert!(!bulkhead.has_room(Instant::now()));
-        drop(place);
+        bulkhead.leave();
         assert!(bulkhead.has_room(Instant::now()));
     }
 
@@ -340,12 +305,20 @@ mod tests {
             },
         );
         let bulkhead = Bulkhead::new(Some(concurrency), Some(rate), Instant::now()).unwrap();
-        let place = bulkhead.enter("a", soon()).await.unwrap();
+        bulkhead.enter("a", soon()).await.unwrap();
         assert_eq!(
             bulkhead.enter("a", soon()).await.unwrap_err().kind,
             Kind::OVERLOADED
         );
-        drop(place);
+        bulkhead.leave();
         assert!(bulkhead.enter("a", soon()).await.is_ok());
+        // Beyond the rate the place it had is free again.
+        bulkhead.leave();
+        assert_eq!(
+            bulkhead.enter("a", soon()).await.unwrap_err().kind,
+            Kind::TOO_MANY_REQUESTS
+        );
+        let concurrency = bulkhead.concurrency.as_ref().unwrap();
+        assert!(concurrency.places.has_room());
     }
 }

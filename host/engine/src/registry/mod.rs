@@ -27,6 +27,8 @@
 mod bulkhead;
 mod config;
 mod observer;
+mod permit;
+mod places;
 mod roster;
 mod select;
 mod spec;
@@ -45,9 +47,10 @@ use tokio::time::Instant;
 pub use bulkhead::{ConcurrencyLimit, RateLimit};
 pub use config::{BalanceConfig, RegistryConfig, RegistryConfigError};
 pub use observer::{Observer, TargetChange};
+pub use permit::Permit;
 pub use select::{Pick, PickRequest};
 pub use spec::{TargetKind, TargetSpec};
-pub use target::{Permit, Standing, Target};
+pub use target::{Standing, Target};
 
 use crate::circuit::CircuitConfigError;
 use crate::random::Random;
@@ -100,6 +103,8 @@ pub(super) struct Snapshot {
     /// Looked up by every call. Only names of targets' groups come in, so that nobody can choose names that
     /// collide, and the hash need not be a slow one.
     groups: HashMap<Arc<str>, Group, foldhash::fast::RandomState>,
+    /// The configuration in force, beside what it is read with: so that a pick reads one snapshot.
+    config: Arc<RegistryConfig>,
 }
 
 impl Snapshot {
@@ -108,7 +113,7 @@ impl Snapshot {
         self.groups.get(name).map_or(&[], |group| group.targets())
     }
 
-    fn new(targets: BTreeMap<Arc<str>, Arc<Target>>) -> Self {
+    fn new(targets: BTreeMap<Arc<str>, Arc<Target>>, config: Arc<RegistryConfig>) -> Self {
         let mut groups: HashMap<Arc<str>, Vec<Arc<Target>>> = HashMap::new();
         for target in targets.values() {
             groups
@@ -120,7 +125,11 @@ impl Snapshot {
             .into_iter()
             .map(|(name, targets)| (name, Group::new(targets)))
             .collect();
-        Self { targets, groups }
+        Self {
+            targets,
+            groups,
+            config,
+        }
     }
 }
 
@@ -168,7 +177,9 @@ impl RegistryBuilder {
     /// Names the first setting that is out of range.
     pub fn build(self) -> Result<Registry, RegistryConfigError> {
         self.config.validate()?;
-        let snapshot = Arc::<ArcSwap<Snapshot>>::default();
+        let config = Arc::new(self.config);
+        let empty = Snapshot::new(BTreeMap::new(), config.clone());
+        let snapshot = Arc::new(ArcSwap::from_pointee(empty));
         Ok(Registry {
             shared: Arc::new(Shared {
                 snapshot: Arc::downgrade(&snapshot),
@@ -176,7 +187,7 @@ impl RegistryBuilder {
                 standings: AtomicU64::new(0),
                 epoch: Instant::now(),
                 epoch_wall: SystemTime::now(),
-                config: ArcSwap::from_pointee(self.config),
+                config: ArcSwap::new(config),
                 observer: self.observer,
                 random: self.random.unwrap_or_else(crate::random::from_os),
             }),
@@ -338,9 +349,11 @@ impl Registry {
     ) -> Result<T, RegistryError> {
         let result = {
             let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut targets = self.snapshot.load().targets.clone();
+            let now = self.snapshot.load();
+            let mut targets = now.targets.clone();
             let result = change(&mut targets)?;
-            self.snapshot.store(Arc::new(Snapshot::new(targets)));
+            let next = Snapshot::new(targets, now.config.clone());
+            self.snapshot.store(Arc::new(next));
             result
         };
         self.changes.send_modify(|version| *version += 1);
@@ -353,7 +366,14 @@ impl Registry {
     /// Names the first setting that is out of range; then nothing changes.
     pub fn configure(&self, config: RegistryConfig) -> Result<(), RegistryConfigError> {
         config.validate()?;
-        self.shared.config.store(Arc::new(config));
+        let config = Arc::new(config);
+        {
+            let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let targets = self.snapshot.load().targets.clone();
+            self.shared.config.store(config.clone());
+            self.snapshot
+                .store(Arc::new(Snapshot::new(targets, config)));
+        }
         self.shared.standing_changed();
         self.changes.send_modify(|version| *version += 1);
         Ok(())
@@ -421,11 +441,25 @@ impl Registry {
         now: Instant,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Pick> {
-        self.snapshot.load().groups.get(group)?.pick(
-            request,
-            &self.moment(&self.shared.config.load(), now),
-            random,
-        )
+        let permit = self.pick_permit(group, request, now, random)?;
+        Some(Pick {
+            target: permit.target().clone(),
+            permit,
+        })
+    }
+
+    /// The same, without a second count of references to the target.
+    pub(crate) fn pick_permit(
+        &self,
+        group: &str,
+        request: &PickRequest<'_>,
+        now: Instant,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<Permit> {
+        let snapshot = self.snapshot.load();
+        let moment = self.moment(&snapshot.config, now);
+        let group = snapshot.groups.get(group)?;
+        group.pick(request, &moment, random)
     }
 
     fn moment<'a>(&self, config: &'a RegistryConfig, now: Instant) -> Moment<'a> {
@@ -445,12 +479,10 @@ impl Registry {
         request: &PickRequest<'_>,
         now: Instant,
     ) -> Option<Arc<Target>> {
-        self.snapshot
-            .load()
-            .groups
-            .get(group)?
-            .peek(request, &self.moment(&self.shared.config.load(), now))
-            .cloned()
+        let snapshot = self.snapshot.load();
+        let moment = self.moment(&snapshot.config, now);
+        let group = snapshot.groups.get(group)?;
+        group.peek(request, &moment).cloned()
     }
 }
 

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use arc_swap::{ArcSwapOption, Guard};
 use smallvec::SmallVec;
 
-use super::TargetKind;
 use super::roster::{Card, Deck, Moment, Roster, resort_rank, shares};
-use super::target::{Permit, Target};
+use super::target::Target;
+use super::{Permit, TargetKind};
 use crate::random::below;
 
 /// Which target is wanted.
@@ -32,6 +32,13 @@ pub struct PickRequest<'a> {
     pub kind: Option<TargetKind>,
     /// Only this target.
     pub name: Option<&'a str>,
+}
+
+impl PickRequest<'_> {
+    /// Whether it leaves the choice to the registry.
+    fn is_plain(&self) -> bool {
+        self.exclude.is_empty() && self.unsuited.is_empty() && self.name.is_none()
+    }
 }
 
 /// A target to ask, and the leave to ask it.
@@ -99,12 +106,8 @@ impl Group {
         request: &PickRequest<'_>,
         moment: &Moment<'_>,
         random: &mut dyn FnMut() -> u64,
-    ) -> Option<Pick> {
-        let permit = self.pool(request.kind)?.pick(request, moment, random)?;
-        Some(Pick {
-            target: permit.target().clone(),
-            permit,
-        })
+    ) -> Option<Permit> {
+        self.pool(request.kind)?.pick(request, moment, random)
     }
 
     /// The target a pick would most likely take now.
@@ -235,8 +238,14 @@ impl Pool {
         moment: &Moment<'_>,
         random: &mut dyn FnMut() -> u64,
     ) -> Option<Permit> {
-        let excluded = self.excluded(request);
         let admit = |at: u32, forced| self.target(at).admit(moment.config, moment.now, forced);
+        if request.is_plain()
+            && let Some(roster) = self.roster(moment).as_ref()
+            && let Some(permit) = roster.only.and_then(|only| admit(only, false))
+        {
+            return Some(permit);
+        }
+        let excluded = self.excluded(request);
         if let Some(name) = request.name {
             let at = self.place_of(name).filter(|at| !excluded.contains(at))?;
             return admit(at, false).or_else(|| {

@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -8,12 +8,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::bulkhead::{Bulkhead, Place};
-use super::{Observer, RegistryConfig, Snapshot, TargetChange, TargetSpec};
+use super::bulkhead::Bulkhead;
+use super::{Observer, Permit, RegistryConfig, Snapshot, TargetChange, TargetSpec};
 use crate::circuit::{
     Circuit, CircuitConfig, CircuitState, Gate, OpenCause, Ticket, Transition, Verdict,
 };
-use crate::failure::Failure;
 use crate::health::{Health, HealthConfig, HealthStatus};
 use crate::metrics::TargetMeter;
 use crate::nanos::nanos;
@@ -44,6 +43,8 @@ impl Shared {
 ///
 /// An update makes a new `Target` with the same state, so a request under way still counts. Only where the
 /// update changes the limits of the target do these count anew.
+// Aligned, as every call reads it, and writes the count of references beside it.
+#[repr(align(128))]
 pub struct Target {
     /// Its name, unique in the host.
     pub name: Arc<str>,
@@ -58,9 +59,8 @@ struct State {
     shared: Arc<Shared>,
     circuit: Circuit,
     health: Health,
-    in_flight: AtomicU32,
-    /// Requests let through, and those that failed.
-    requests: AtomicU64,
+    /// Requests let through above, those of them under way below: see [`traffic`].
+    traffic: AtomicU64,
     failures: AtomicU64,
     /// A moving mean in nanoseconds; 0 while nothing is known.
     latency: AtomicU64,
@@ -78,6 +78,24 @@ impl State {
     fn stamp(&self, now: Instant) -> u64 {
         let nanos = now.saturating_duration_since(self.shared.epoch).as_nanos();
         u64::try_from(nanos).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+/// Requests let through and those under way, in one word: a request that begins, or ends, is one addition.
+pub(super) mod traffic {
+    /// As many bits for those under way: 16 million at once. The rest counts to 10^12.
+    const BITS: u32 = 24;
+    /// What ends.
+    pub(in super::super) const ENDED: u64 = 1;
+    /// What begins.
+    pub(super) const BEGUN: u64 = (1 << BITS) | ENDED;
+
+    pub(super) fn under_way(word: u64) -> u32 {
+        (word & ((1 << BITS) - 1)) as u32
+    }
+
+    pub(super) fn let_through(word: u64) -> u64 {
+        word >> BITS
     }
 }
 
@@ -110,8 +128,7 @@ impl Target {
         let state = State {
             circuit: Circuit::new(shared.epoch),
             health: Health::default(),
-            in_flight: AtomicU32::new(0),
-            requests: AtomicU64::new(0),
+            traffic: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             latency: AtomicU64::new(0),
             down_since: AtomicU64::new(0),
@@ -176,12 +193,12 @@ impl Target {
 
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
-        self.state.in_flight.load(Ordering::SeqCst)
+        traffic::under_way(self.state.traffic.load(Ordering::SeqCst))
     }
 
     /// Requests let through since it was registered, those under way included.
     pub fn requests(&self) -> u64 {
-        self.state.requests.load(Ordering::Relaxed)
+        traffic::let_through(self.state.traffic.load(Ordering::Relaxed))
     }
 
     /// Those of its requests that failed, whatever the reason.
@@ -362,7 +379,9 @@ impl Target {
     ) -> Option<Permit> {
         // Counted before the flag is read, and the flag is set before the count is read: a drained
         // target stays drained.
-        self.state.in_flight.fetch_add(1, Ordering::SeqCst);
+        self.state
+            .traffic
+            .fetch_add(traffic::BEGUN, Ordering::SeqCst);
         let circuit = &self.state.circuit;
         let admitted = match (self.is_draining() || self.is_held(), forced) {
             (true, _) => None,
@@ -370,28 +389,23 @@ impl Target {
             (false, false) => circuit.admit(self.circuit_config(config), now),
         };
         let Some((ticket, transition)) = admitted else {
-            self.leave();
+            self.leave(traffic::BEGUN);
             return None;
         };
-        self.state.requests.fetch_add(1, Ordering::Relaxed);
         if ticket.is_probe() {
             self.state.shared.standing_changed();
         }
-        let permit = Permit {
-            target: self.clone(),
-            ticket,
-            settled: false,
-            answered_at: None,
-            place: None,
-        };
+        let permit = Permit::new(self.clone(), ticket);
         if let Some(transition) = transition {
             self.report(transition, now);
         }
         Some(permit)
     }
 
-    fn leave(&self) {
-        if self.state.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.is_draining() {
+    /// One less is under way: [`traffic::ENDED`], or [`traffic::BEGUN`] for one that was never let through.
+    pub(super) fn leave(&self, less: u64) {
+        let before = self.state.traffic.fetch_sub(less, Ordering::SeqCst);
+        if traffic::under_way(before) == 1 && self.is_draining() {
             self.state.drained.notify_waiters();
         }
     }
@@ -450,6 +464,30 @@ impl Target {
         }
     }
 
+    /// An answer took so long.
+    pub(super) fn note_latency(&self, latency: Duration) {
+        let mean = &self.state.latency;
+        let newest = nanos(latency).max(1);
+        let old = mean.load(Ordering::Relaxed);
+        // Two at the same moment may lose one: it is a mean.
+        mean.store(
+            if old == 0 {
+                newest
+            } else {
+                (old - old / 8 + newest / 8).max(1)
+            },
+            Ordering::Relaxed,
+        );
+    }
+
+    pub(super) fn note_failure(&self) {
+        self.state.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn bulkhead(&self) -> Option<&Bulkhead> {
+        self.bulkhead.as_deref()
+    }
+
     fn went_down(&self, now: Instant) {
         let stamp = self.state.stamp(now);
         let _ =
@@ -502,7 +540,7 @@ impl Target {
     }
 
     /// Gives a request's ticket back with its result. Says whether the result counted.
-    fn settle(
+    pub(super) fn settle(
         &self,
         ticket: &Ticket,
         verdict: impl FnOnce(&CircuitConfig) -> Verdict,
@@ -512,7 +550,7 @@ impl Target {
     }
 
     /// The same without a result; then the time plays no part.
-    fn take_back(&self, ticket: &Ticket) {
+    pub(super) fn take_back(&self, ticket: &Ticket) {
         self.settle_with(ticket, |_| None, self.state.shared.epoch);
     }
 
@@ -589,107 +627,5 @@ impl fmt::Debug for Target {
             .field("in_flight", &self.in_flight())
             .field("draining", &self.is_draining())
             .finish_non_exhaustive()
-    }
-}
-
-/// Leave to send one request to a target.
-///
-/// Give it back with the result. Dropped without one (the caller gave up, the host could not send), it
-/// says nothing about the target, and a half-open circuit's place is free again.
-#[must_use = "a permit that is dropped lets nothing be learned from the request"]
-#[derive(Debug)]
-pub struct Permit {
-    target: Arc<Target>,
-    ticket: Ticket,
-    settled: bool,
-    answered_at: Option<Instant>,
-    place: Option<Place>,
-}
-
-impl Permit {
-    /// The target.
-    pub fn target(&self) -> &Arc<Target> {
-        &self.target
-    }
-
-    /// Waits for a place at the target, where its requests are limited, at most until `until`. To be
-    /// called before the request is sent; the place is kept as long as the permit.
-    ///
-    /// # Errors
-    /// The failure of the host to let the request through: [`Overloaded`](crate::Kind::OVERLOADED), or
-    /// [`TooManyRequests`](crate::Kind::TOO_MANY_REQUESTS) with the time after which the target's rate
-    /// allows the next.
-    pub async fn enter(&mut self, until: Instant) -> Result<(), Failure> {
-        if let Some(bulkhead) = &self.target.bulkhead {
-            self.place = bulkhead.enter(&self.target.name, until).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes a place that is free at `now`. `None`: there is a wait, see [`enter`](Self::enter).
-    pub(crate) fn try_enter(&mut self, now: Instant) -> Option<Result<(), Failure>> {
-        let Some(bulkhead) = &self.target.bulkhead else {
-            return Some(Ok(()));
-        };
-        let entered = bulkhead.try_enter(&self.target.name, now)?;
-        Some(entered.map(|place| self.place = place))
-    }
-
-    /// Says when the answer came, for [`answered`](Self::answered).
-    pub(crate) fn note_answer(&mut self, now: Instant) {
-        self.answered_at = Some(now);
-    }
-
-    /// The target has just answered well, after `latency`.
-    pub fn answered(self, latency: Duration) {
-        // The engine has looked at the clock when the answer came, and to look is not cheap.
-        let now = self.answered_at.unwrap_or_else(Instant::now);
-        self.succeeded(now, latency);
-    }
-
-    /// The target answered well, after `latency`.
-    pub fn succeeded(mut self, now: Instant, latency: Duration) {
-        self.settled = true;
-        let verdict = |config: &CircuitConfig| match config.slow_after {
-            Some(slow) if latency >= slow => Verdict::Slow,
-            _ => Verdict::Well,
-        };
-        if self.target.settle(&self.ticket, verdict, now) {
-            let mean = &self.target.state.latency;
-            let newest = nanos(latency).max(1);
-            let old = mean.load(Ordering::Relaxed);
-            // Two at the same moment may lose one: it is a mean.
-            mean.store(
-                if old == 0 {
-                    newest
-                } else {
-                    (old - old / 8 + newest / 8).max(1)
-                },
-                Ordering::Relaxed,
-            );
-        }
-    }
-
-    /// The target failed. Where that does not speak against its health (throttling, an error that is the
-    /// tool's own answer) the target did answer, and its circuit counts it as well. A failure that arose
-    /// in the host is no result: drop the permit instead.
-    pub fn failed(mut self, now: Instant, ill_health: bool) {
-        self.settled = true;
-        self.target.state.failures.fetch_add(1, Ordering::Relaxed);
-        let verdict = if ill_health {
-            Verdict::Ill
-        } else {
-            Verdict::Well
-        };
-        self.target.settle(&self.ticket, |_| verdict, now);
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if !self.settled {
-            self.target.take_back(&self.ticket);
-        }
-        self.target.leave();
     }
 }

@@ -6,6 +6,8 @@
 use wasmtime::Store;
 use wasmtime::component::Instance;
 
+pub mod targets;
+
 wasmtime::component::bindgen!({
     path: "../../wit/0.1.0",
     world: "strategy",
@@ -14,6 +16,7 @@ wasmtime::component::bindgen!({
         // Where a flood is stopped.
         "backstop:strategy/state": trappable,
     },
+    with: { "backstop:strategy/targets": crate::strategy::component::bindings::targets },
     exports: { default: async },
 });
 
@@ -54,7 +57,7 @@ pub(super) mod next {
             "backstop:strategy/random@0.1.0": super::backstop::strategy::random,
             "backstop:strategy/state@0.1.0": super::backstop::strategy::state,
             "backstop:strategy/call@0.1.0": super::backstop::strategy::call,
-            "backstop:strategy/targets@0.1.0": super::backstop::strategy::targets,
+            "backstop:strategy/targets@0.1.0": crate::strategy::component::bindings::targets,
             "backstop:strategy/history@0.1.0": super::backstop::strategy::history,
             "backstop:strategy/retry-policy@0.1.0": super::backstop::strategy::retry_policy,
             "backstop:strategy/last-known-good@0.1.0": super::backstop::strategy::last_known_good,

@@ -11,9 +11,9 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiVie
 
 use super::Route;
 use super::bindings::backstop::strategy::{
-    call, clock, folder, history, last_known_good, log, random, retry_policy, routes, state,
-    targets, types,
+    call, clock, folder, history, last_known_good, log, random, retry_policy, routes, state, types,
 };
+use super::bindings::targets;
 use super::capabilities::{Folder, FolderError};
 use super::frozen::{LogLevel, Standstill};
 use super::limits::Limits;
@@ -484,23 +484,20 @@ impl targets::Host for Cell {
         };
         let views = now.surroundings.targets();
         views
-            .iter()
+            .into_iter()
             .take(MAX_TARGETS)
             .map(|view| targets::Target {
-                name: view.name.to_string(),
-                kind: view.kind.to_owned(),
+                standing: standing(&view),
+                name: view.name,
+                kind: view.kind,
                 priority: view.priority,
                 weight: view.weight,
-                standing: standing(view),
             })
             .collect()
     }
 
-    fn best(&mut self, kind: Option<String>) -> Option<String> {
-        self.decided()?
-            .surroundings
-            .best_target(kind.as_deref())
-            .map(|name| name.to_string())
+    fn best(&mut self, kind: Option<String>) -> Option<Arc<str>> {
+        self.decided()?.surroundings.best_target(kind.as_deref())
     }
 
     fn attribute(&mut self, target: String, key: String) -> Option<String> {

@@ -211,7 +211,16 @@ pub(super) async fn within<T>(
     turn: &Turn,
     work: impl Future<Output = Result<T, StrategyFault>>,
 ) -> Result<T, StrategyFault> {
-    let began = Instant::now();
+    within_since(Instant::now(), deadline, turn, work).await
+}
+
+/// The same of what begins at `began`, for whoever has looked at the clock.
+pub(super) async fn within_since<T>(
+    began: Instant,
+    deadline: Duration,
+    turn: &Turn,
+    work: impl Future<Output = Result<T, StrategyFault>>,
+) -> Result<T, StrategyFault> {
     let mut work = pin!(work);
     // Nearly every decision is made at once, and needs no timer.
     let first = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;

@@ -41,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use capabilities::Grants;
 pub use compile::Compilations;
@@ -63,7 +64,7 @@ use self::compile::Code;
 use self::contract::{Contract, Pre};
 use self::frozen::Standstill;
 use self::host_impl::{Cell, MAX_ROUTE_NAME, MAX_ROUTES, Phase, Shared};
-use self::instance::{Instance, within};
+use self::instance::{Instance, within, within_since};
 use self::manifest::Manifest;
 use self::pool::Pool;
 use self::quarantine::Quarantine;
@@ -405,11 +406,13 @@ impl ComponentStrategy {
         let deadline = limits.decision_deadline();
         instance.set_out(deadline);
         let turn = instance.turn();
-        let asked = within(deadline, &turn, async {
+        let began = Instant::now();
+        let time_left = situation.deadline.saturating_duration_since(began);
+        let asked = within_since(began, deadline, &turn, async {
             if !instance.is_started() {
                 self.pool.start(&mut instance).await?;
             }
-            instance.decide(situation, situation.time_left()).await
+            instance.decide(situation, time_left).await
         })
         .await;
         let result = asked.and_then(|raw| verdict(raw, limits));
