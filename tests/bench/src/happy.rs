@@ -2,11 +2,15 @@
 
 use std::convert::Infallible;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use backstop::registry::TargetSpec;
 use backstop::{Call, Engine};
+use metrics::{
+    Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
 use tokio::runtime::Runtime;
 
 use crate::measure::{self, Contender, Sample, paired};
@@ -61,6 +65,33 @@ where
     })
 }
 
+/// Metrics that are added up and nothing else.
+struct Plain;
+
+#[derive(Default)]
+struct Sum(AtomicU64);
+
+impl HistogramFn for Sum {
+    fn record(&self, value: f64) {
+        self.0.fetch_add(value.to_bits(), Ordering::Relaxed);
+    }
+}
+
+impl Recorder for Plain {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::new(AtomicU64::new(0)))
+    }
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Sum::default()))
+    }
+}
+
 async fn bare() -> u64 {
     std::hint::black_box(1)
 }
@@ -82,14 +113,18 @@ pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy 
     contenders.push(awaited("bare call", runtime, bare));
     let one = paired(contenders, rounds, &mut upkeep);
 
-    let ours = allocations_of(runtime, || execute(&engine, &call));
+    let exported = allocations_of(runtime, || execute(&engine, &call));
+    // What an exporter keeps is its own affair, so the host is counted with metrics that only add up.
+    let ours = metrics::with_local_recorder(&Plain, || {
+        let engine = self::engine();
+        allocations_of(runtime, || execute(&engine, &call))
+    });
     #[cfg_attr(not(feature = "peers"), allow(unused_mut))]
-    let mut allocations = vec![("backstop", ours)];
+    let mut allocations = vec![("backstop", ours), ("backstop, with an exporter", exported)];
     #[cfg(feature = "peers")]
     allocations.push((peers::STACK, peers::allocations(runtime)));
 
-    let shared = || {
-        let engine = engine.clone();
+    let calls_of = |engine: Engine| {
         // Of its own: a caller's texts are not what the host shares.
         let call = self::call();
         async move {
@@ -98,13 +133,17 @@ pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy 
             }
         }
     };
-    let mut two = vec![("backstop", Vec::new())];
+    let mut two = vec![
+        ("backstop", Vec::new()),
+        ("backstop, a host for each", Vec::new()),
+    ];
     #[cfg(feature = "peers")]
     two.push((peers::STACK, Vec::new()));
     for _ in 0..rounds / 10 {
-        two[0].1.push(on_two_threads(shared));
+        two[0].1.push(on_two_threads(|| calls_of(engine.clone())));
+        two[1].1.push(on_two_threads(|| calls_of(self::engine())));
         #[cfg(feature = "peers")]
-        two[1].1.push(peers::on_two_threads());
+        two[2].1.push(peers::on_two_threads());
         upkeep();
     }
     let two = two

@@ -89,7 +89,7 @@ fn main() -> ExitCode {
         };
         report
             .curves
-            .push(scale::targets(&runtime, rounds / 4, upkeep));
+            .extend(scale::targets(&runtime, rounds / 4, upkeep));
         report.curves.extend(scale::in_flight(&runtime, rounds / 2));
         report.curves.extend(scale::plugins(plugins));
         plot.curves(&report.curves);

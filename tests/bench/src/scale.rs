@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::decision::situation;
-use crate::measure::{self, Contender, Sample, paired};
+use crate::happy::awaited;
+use crate::measure::{self, Sample, paired};
 
 /// One curve: a value for each size.
 #[derive(Serialize, Clone)]
@@ -26,50 +27,52 @@ pub struct Curve {
     pub points: Vec<(u64, f64)>,
 }
 
-fn engine(targets: u64) -> Engine {
+/// A host with so many targets in one group, of which `bearing` have the best priority.
+fn engine(targets: u64, bearing: u64) -> Engine {
     let engine = Engine::builder().metrics().build().expect("an engine");
-    let specs = (0..targets).map(|n| TargetSpec::service(format!("target-{n}"), "search"));
+    let specs = (0..targets).map(|n| {
+        let priority = i32::from(n < bearing);
+        TargetSpec::service(format!("target-{n}"), "search").priority(priority)
+    });
     let registry = engine.registry();
     registry.replace_all(specs.collect()).expect("the targets");
     engine
 }
 
-/// Nanoseconds of a healthy call, by the number of targets in its group.
-pub fn targets(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Curve {
+/// Nanoseconds of a healthy call, by the number of targets in its group: where all of them bear the load,
+/// so that a large group's are not in the cache when it is their turn, and where two do.
+pub fn targets(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> [Curve; 2] {
     const SIZES: [u64; 4] = [10, 100, 1_000, 10_000];
-    let call = Call::new("search", "search_documents");
-    let engines = SIZES.map(engine);
-    let contenders = engines.iter().map(|engine| {
-        let call = &call;
-        Contender::new("", move |times| {
-            runtime.block_on(async {
-                let began = Instant::now();
-                for _ in 0..times {
-                    let answer = engine.execute(call.clone(), |_| {
-                        std::future::ready(Ok::<u64, Infallible>(1))
-                    });
-                    std::hint::black_box(answer.await.map_or(0, |outcome| outcome.answer));
-                }
-                began.elapsed()
+    let mut curve = |name, bearing: fn(u64) -> u64| {
+        let engines = SIZES.map(|size| engine(size, bearing(size)));
+        let call = Call::new("search", "search_documents");
+        let contenders = engines.iter().map(|engine| {
+            awaited("", runtime, || async {
+                let answer = engine.execute(call.clone(), |_| {
+                    std::future::ready(Ok::<u64, Infallible>(1))
+                });
+                answer.await.map_or(0, |outcome| outcome.answer)
             })
-        })
-    });
-    let samples = paired(contenders.collect(), rounds, &mut upkeep);
-    Curve {
-        name: "healthy call",
-        of: "targets of its group",
-        unit: "ns",
-        points: SIZES
-            .into_iter()
-            .zip(samples.iter().map(Sample::median))
-            .collect(),
-    }
+        });
+        let samples = paired(contenders.collect(), rounds, &mut upkeep);
+        let medians = samples.iter().map(Sample::median);
+        Curve {
+            name,
+            of: "targets of its group",
+            unit: "ns",
+            points: SIZES.into_iter().zip(medians).collect(),
+        }
+    };
+    [
+        curve("healthy call, all targets bear the load", |size| size),
+        curve("healthy call, two targets bear the load", |_| 2),
+    ]
 }
 
 /// Bytes a waiting call holds, beside those of a bare task that waits; and what a call beside them costs.
 pub fn in_flight(runtime: &Runtime, rounds: usize) -> [Curve; 3] {
     const SIZES: [u64; 3] = [10, 1_000, 10_000];
-    let engine = engine(2);
+    let engine = engine(2, 2);
     let call = Call::new("search", "search_documents").deadline(Duration::from_secs(600));
     let (mut ours, mut bare, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for size in SIZES {
