@@ -5,6 +5,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::{Client, Url, redirect};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::{self, ClientConfig};
 
 use super::response::Resolver;
 use crate::workers;
@@ -49,6 +52,21 @@ impl Clients {
     }
 }
 
+/// What clients speak TLS with. To read the system's certificates takes longer than many calls do, so all
+/// clients share what was read first.
+fn tls() -> Result<ClientConfig, rustls::Error> {
+    static SHARED: OnceLock<ClientConfig> = OnceLock::new();
+    if let Some(config) = SHARED.get() {
+        return Ok(config.clone());
+    }
+    let mut config = ClientConfig::builder_with_provider(aws_lc_rs::default_provider().into())
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(SHARED.get_or_init(|| config).clone())
+}
+
 fn client(url: &Url) -> Result<Client, reqwest::Error> {
     // There is one retry loop, and credentials never follow a redirect to another host.
     let same_origin = redirect::Policy::custom(|attempt| {
@@ -70,6 +88,10 @@ fn client(url: &Url) -> Result<Client, reqwest::Error> {
         .is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]"))
     {
         client = client.no_proxy();
+    }
+    // Where there is none to share, the client says why.
+    if let Ok(tls) = tls() {
+        client = client.tls_backend_preconfigured(tls);
     }
     client.build()
 }
