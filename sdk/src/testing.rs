@@ -449,6 +449,13 @@ mod tests {
                 tried: true,
                 ..Target::service("tried")
             });
+        let except = |avoid: &[&str]| {
+            let avoid: Vec<_> = avoid.iter().map(|name| (*name).to_owned()).collect();
+            let host: &dyn Host = &host;
+            host.best_target_except(&TargetKind::SERVICE, &avoid)
+        };
+        assert_eq!(except(&["well"]).as_deref(), Some("ill"));
+        assert_eq!(except(&["ill"]), None);
         assert_eq!(host.best_target(None).as_deref(), Some("well"));
         assert_eq!(
             host.best_target(Some(&TargetKind::SERVICE)).as_deref(),

@@ -51,6 +51,11 @@ impl ModelFailover {
                 .best_target(Some(&TargetKind::MODEL))
                 .map(|_| Decision::switch_to_kind(TargetKind::MODEL));
         }
+        if order.is_empty() {
+            return host
+                .best_target_except(&TargetKind::MODEL, avoid)
+                .map(Decision::switch_to);
+        }
         let mut models = host.candidates();
         models.retain(|target| target.kind == TargetKind::MODEL && !avoid.contains(&target.name));
         let preferred = order

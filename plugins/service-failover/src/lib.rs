@@ -43,17 +43,14 @@ struct ServiceFailover {
 impl ServiceFailover {
     /// Whom to ask: without names to avoid, the host's own choice of this kind.
     fn switch(&self, kind: TargetKind, host: &dyn Host) -> Option<Decision> {
-        if self.config.avoid.is_empty() {
+        let avoid = &self.config.avoid;
+        if avoid.is_empty() {
             return host
                 .best_target(Some(&kind))
                 .map(|_| Decision::switch_to_kind(kind));
         }
-        let fits =
-            |target: &Target| target.kind == kind && !self.config.avoid.contains(&target.name);
-        host.candidates()
-            .into_iter()
-            .find(fits)
-            .map(|target| Decision::switch_to(target.name))
+        host.best_target_except(&kind, avoid)
+            .map(Decision::switch_to)
     }
 }
 
