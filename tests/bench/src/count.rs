@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::decision::{ours, ready, situation};
-use crate::happy;
+use crate::{failing, happy};
 use backstop::strategy::{Entry, StrategyInfo};
 use backstop::{Call, Engine, Kind};
 
@@ -20,11 +20,12 @@ const COUNTS: usize = 15;
 const TOLERANCE: f64 = 0.05;
 
 /// The operations, in the order in which they are counted, and how many make one count.
-const OPERATIONS: [(&str, u64); 4] = [
+const OPERATIONS: [(&str, u64); 5] = [
     ("healthy call", 20),
     ("decision, reused instance", 5),
     ("decision, fresh instance", 1),
     ("a strategy that is not interested", 100),
+    ("a call whose first attempt fails", 1),
 ];
 
 /// Callgrind counts what happens inside this function and writes it down each time it returns.
@@ -40,7 +41,7 @@ pub fn run() {
         .enable_time()
         .build()
         .expect("a runtime");
-    let [(_, healthy), (_, reused), (_, fresh), (_, unmatched)] = OPERATIONS;
+    let [(_, healthy), (_, reused), (_, fresh), (_, unmatched), _] = OPERATIONS;
 
     let (engine, call): (Engine, Call) = (happy::engine(), happy::call());
     let calls = |times: u64| {
@@ -54,7 +55,7 @@ pub fn run() {
     count(|| {}, || calls(healthy));
 
     let (now, ours) = (situation(), ours(&runtime));
-    for (strategy, times) in [(ours.reused, reused), (ours.fresh, fresh)] {
+    for (strategy, times) in [(&ours.reused, reused), (&ours.fresh, fresh)] {
         let entry = Entry::component(strategy.clone()).expect("an entry");
         let decide = |times: u64| {
             runtime.block_on(async {
@@ -64,7 +65,7 @@ pub fn run() {
             });
         };
         // Made beside the call, so not counted.
-        let prepare = || runtime.block_on(ready(&strategy));
+        let prepare = || runtime.block_on(ready(strategy));
         for _ in 0..5 {
             prepare();
             decide(1);
@@ -83,6 +84,20 @@ pub fn run() {
         }
     };
     count(|| {}, matches);
+
+    let failing = failing::failing(&ours.fresh);
+    let prepare = || {
+        failing.forget();
+        runtime.block_on(ready(&ours.fresh));
+    };
+    let call = || {
+        std::hint::black_box(runtime.block_on(failing.execute()));
+    };
+    for _ in 0..5 {
+        prepare();
+        call();
+    }
+    count(prepare, call);
 }
 
 fn count(mut prepare: impl FnMut(), mut work: impl FnMut()) {

@@ -20,7 +20,7 @@ use crate::measure::{Contender, Sample, paired};
 
 const PRIMARY: &str = "search-eu";
 
-struct Pair {
+pub struct Pair {
     engine: Engine,
     call: Call,
     dead: Arc<AtomicBool>,
@@ -62,7 +62,7 @@ impl Pair {
         self
     }
 
-    async fn execute(&self) -> u64 {
+    pub async fn execute(&self) -> u64 {
         let outcome = self.engine.execute(self.call.clone(), |target| {
             let refuses = self.dead.load(Ordering::Relaxed) && &*target.name == PRIMARY;
             std::future::ready(match refuses {
@@ -73,11 +73,28 @@ impl Pair {
         outcome.await.expect("an answer").answer
     }
 
+    /// What has failed so far is forgotten, so that the primary's circuit stays closed.
+    pub fn forget(&self) {
+        let registry = self.engine.registry();
+        registry.restore(PRIMARY).expect("the primary");
+    }
+
     fn with(self, strategy: &Arc<ComponentStrategy>) -> Self {
         let entry = Entry::component(strategy.clone()).expect("an entry");
         self.engine.strategies().add(entry).expect("a strategy");
         self
     }
+}
+
+/// A primary that is dead, which every call finds out anew, since its circuit stays closed.
+pub fn failing(strategy: &Arc<ComponentStrategy>) -> Pair {
+    let never = CircuitConfig {
+        consecutive_failures: u32::MAX,
+        failure_rate_percent: 100,
+        minimum_throughput: 10_000,
+        ..CircuitConfig::default()
+    };
+    Pair::new(never).dead().with(strategy)
 }
 
 pub struct Failing {
@@ -94,13 +111,7 @@ pub fn run(runtime: &Runtime, rounds: usize, strategy: &Arc<ComponentStrategy>) 
     registry
         .eject(PRIMARY, Duration::from_secs(3600))
         .expect("the primary");
-    let never = CircuitConfig {
-        consecutive_failures: u32::MAX,
-        failure_rate_percent: 100,
-        minimum_throughput: 10_000,
-        ..CircuitConfig::default()
-    };
-    let failing = Pair::new(never).dead().with(strategy);
+    let failing = failing(strategy);
     let of = |name, pair: &Pair| {
         let pair: &'static Pair = Box::leak(Box::new(Pair {
             engine: pair.engine.clone(),
@@ -136,15 +147,7 @@ pub fn run(runtime: &Runtime, rounds: usize, strategy: &Arc<ComponentStrategy>) 
         })
         .one_by_one(),
     ];
-    // What has failed so far is forgotten, so that its circuit stays closed.
-    let forget = || {
-        failing
-            .engine
-            .registry()
-            .restore(PRIMARY)
-            .expect("the primary")
-    };
-    let all = paired(contenders, rounds, forget);
+    let all = paired(contenders, rounds, || failing.forget());
     Failing {
         all,
         recovery: runtime.block_on(recovery(&healthy, strategy)),

@@ -102,6 +102,8 @@ pub struct Happy {
     pub allocations: Vec<(&'static str, f64)>,
     /// With two threads on one shared host.
     pub two: Vec<Sample>,
+    /// The same of a target that works: the wall clock of a call on two threads, over that on one.
+    pub labour: f64,
 }
 
 pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy {
@@ -146,6 +148,23 @@ pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy 
         two[2].1.push(peers::on_two_threads());
         upkeep();
     }
+    let labours = || {
+        let (engine, call) = (engine.clone(), self::call());
+        async move {
+            for _ in 0..SHARED / 20 {
+                let answer =
+                    engine.execute(call.clone(), |_| async { Ok::<u64, Infallible>(labour()) });
+                std::hint::black_box(answer.await.map_or(0, |outcome| outcome.answer));
+            }
+        }
+    };
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..rounds / 10 {
+        alone.push(on_threads(1, &labours));
+        together.push(on_threads(2, &labours) / 2.0);
+        upkeep();
+    }
+    let labour = Sample::new("", together).median() / Sample::new("", alone).median();
     let two = two
         .into_iter()
         .map(|(name, values)| Sample::new(name, values));
@@ -153,6 +172,7 @@ pub fn run(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> Happy 
         one,
         allocations,
         two: two.collect(),
+        labour,
     }
 }
 
@@ -176,11 +196,16 @@ pub const SHARED: u64 = 5_000;
 /// Nanoseconds of wall clock for each call when two threads make them at the same time: half of what one
 /// thread takes, if nothing is in the other's way.
 pub fn on_two_threads<F: Future<Output = ()> + Send>(work: impl Fn() -> F + Sync) -> f64 {
-    let barrier = Arc::new(Barrier::new(2));
+    on_threads(2, &work) / (2 * SHARED) as f64
+}
+
+/// Nanoseconds until all of so many threads have done the work.
+fn on_threads<F: Future<Output = ()> + Send>(many: usize, work: &(impl Fn() -> F + Sync)) -> f64 {
+    let barrier = Arc::new(Barrier::new(many));
     let took = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..2)
+        let threads: Vec<_> = (0..many)
             .map(|_| {
-                let (barrier, work) = (barrier.clone(), &work);
+                let barrier = barrier.clone();
                 scope.spawn(move || {
                     let runtime = tokio::runtime::Builder::new_current_thread()
                         .enable_time()
@@ -197,5 +222,10 @@ pub fn on_two_threads<F: Future<Output = ()> + Send>(work: impl Fn() -> F + Sync
         let times = threads.into_iter().filter_map(|thread| thread.join().ok());
         times.max().unwrap_or_default()
     });
-    took.as_nanos() as f64 / (2 * SHARED) as f64
+    took.as_nanos() as f64
+}
+
+/// What a target does that takes its time: about 10 µs on one core.
+fn labour() -> u64 {
+    (0..10_000u64).fold(1, |sum, n| std::hint::black_box(sum ^ n.wrapping_mul(sum)))
 }

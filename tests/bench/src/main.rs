@@ -138,6 +138,12 @@ fn happy_path(report: &mut Report, plot: &mut Plot, measured: &happy::Happy) {
         share,
         0.6,
     );
+    report.target(
+        SECTION,
+        "the same at a target that works for 10 µs",
+        measured.labour,
+        0.6,
+    );
 }
 
 fn decisions(report: &mut Report, plot: &mut Plot, all: &[Sample]) {
