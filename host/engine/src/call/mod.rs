@@ -12,7 +12,7 @@ mod surroundings;
 mod types;
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -212,7 +212,8 @@ impl Engine {
         }
         let attempt = &*attempt;
         let span = trace::attempt(attempt);
-        let sent = wait(exchange.send(attempt, request), attempt);
+        let send = pin!(exchange.send(attempt, request));
+        let sent = wait(send, attempt);
         let result = if span.is_disabled() {
             sent.await
         } else {
@@ -313,9 +314,9 @@ fn no_time() -> Failure {
     }
 }
 
-/// Waits for an attempt, for as long as it shows life within its timeout, never past the deadline.
-async fn wait<T>(send: impl Future<Output = T>, attempt: &Attempt) -> Option<T> {
-    let mut send = pin!(send);
+/// Waits for an attempt, for as long as it shows life within its timeout, never past the deadline. The
+/// future is lent: taken, it would lie in this one twice.
+async fn wait<T>(mut send: Pin<&mut impl Future<Output = T>>, attempt: &Attempt) -> Option<T> {
     // What is answered at once needs no timer.
     if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx))).await {
         return Some(result);
