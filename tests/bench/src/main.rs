@@ -90,6 +90,7 @@ fn main() -> ExitCode {
         report
             .curves
             .extend(scale::targets(&runtime, rounds / 4, upkeep));
+        report.curves.push(scale::events(&runtime, upkeep));
         report.curves.extend(scale::in_flight(&runtime, rounds / 2));
         report.curves.extend(scale::plugins(plugins));
         plot.curves(&report.curves);

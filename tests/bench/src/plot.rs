@@ -7,7 +7,7 @@ use crate::measure::Sample;
 use crate::scale::Curve;
 
 const WIDTH: f64 = 860.0;
-const LABEL: f64 = 190.0;
+const LABEL: f64 = 230.0;
 const BAR: f64 = 20.0;
 const CURVE: f64 = 150.0;
 

@@ -1,9 +1,11 @@
 //! What grows with what: targets, calls under way, plugins.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backstop::call::RepeatSafety;
 use backstop::registry::TargetSpec;
 use backstop::strategy::component::{
     ComponentStrategy, Runtime as Sandbox, RuntimeOptions, StrategyOptions, stock,
@@ -64,8 +66,8 @@ pub fn targets(runtime: &Runtime, rounds: usize, mut upkeep: impl FnMut()) -> [C
         }
     };
     [
-        curve("healthy call, all targets bear the load", |size| size),
-        curve("healthy call, two targets bear the load", |_| 2),
+        curve("healthy call, load on all", |size| size),
+        curve("healthy call, load on two", |_| 2),
     ]
 }
 
@@ -140,6 +142,38 @@ pub fn in_flight(runtime: &Runtime, rounds: usize) -> [Curve; 3] {
         curve("bare waiting task", "bytes", bare),
         curve("healthy call beside them", "ns", beside),
     ]
+}
+
+/// Megabytes the host keeps of calls that failed, while a subscriber to its events never reads one.
+pub fn events(runtime: &Runtime, mut upkeep: impl FnMut()) -> Curve {
+    const SIZES: [u64; 3] = [1_000, 10_000, 100_000];
+    let engine = engine(2, 2);
+    let call = Call::new("search", "search_documents").repeat_safety(RepeatSafety::ReadOnly);
+    let _never_reads = engine.subscribe();
+    let (before, mut made) = (measure::bytes(), 0);
+    let kept_after = |size: u64| {
+        runtime.block_on(async {
+            while made < size {
+                let refuses = |_| {
+                    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+                    std::future::ready(Err::<u64, _>(refused))
+                };
+                let outcome = engine.execute(call.clone(), refuses).await;
+                assert!(outcome.is_err(), "nobody answers");
+                made += 1;
+                if made % 1_000 == 0 {
+                    upkeep();
+                }
+            }
+        });
+        (measure::bytes() - before) as f64 / 1e6
+    };
+    Curve {
+        name: "kept of failed calls, events unread",
+        of: "calls",
+        unit: "MB",
+        points: SIZES.into_iter().zip(SIZES.map(kept_after)).collect(),
+    }
 }
 
 /// A component of other content and the same behaviour: a custom section makes it one.
