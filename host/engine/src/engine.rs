@@ -118,7 +118,9 @@ impl Shared {
     /// Counts a call that was answered.
     pub(crate) fn call_succeeded(&self, in_force: &InForce, group: &Arc<str>) {
         if in_force.budgets.counts_answers() {
-            self.budget_of(in_force, group).call_succeeded();
+            let is_unknown = || !self.registry.has_group(group);
+            let count = |budget: &Arc<RetryBudget>| budget.call_succeeded();
+            in_force.budgets.with(group, is_unknown, count);
         }
     }
 

@@ -93,6 +93,7 @@ pub(crate) struct Client {
     sole: bool,
     /// The parameters of its `initialize`, with the version agreed on.
     hello: OnceLock<Json>,
+    /// Whether that names a capability: looked at with every call.
     can_be_asked: AtomicBool,
     /// Where what belongs to no call goes.
     out: mpsc::Sender<Bytes>,

@@ -301,6 +301,8 @@ pub(super) async fn write(
     let mut lines = Vec::new();
     while let Some(Some(message)) = ended.run_until_cancelled(outgoing.recv()).await {
         lines.clear();
+        // One large message must not hold its memory for good.
+        lines.shrink_to(2 * WRITTEN_AT_ONCE);
         append_line(&mut lines, &message);
         // What waits already goes with it.
         while lines.len() < WRITTEN_AT_ONCE
